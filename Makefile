@@ -1,0 +1,50 @@
+# Everything a person runs. `make` alone lists it.
+SHELL := /bin/sh
+PINLAKE_HOME ?= .pinlake
+CACHE ?= .cache/openclipart
+PY := .venv/bin/python
+export PINLAKE_HOME
+
+.DEFAULT_GOAL := help
+.PHONY: help env demo up down test lint unit docs weights lock clean
+
+help: ## this list
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | awk -F '\t' '{printf "make %-8s %s\n", $$1, $$2}'
+
+env: ## the environment in .venv, from requirements.lock
+	@tools/setup_env.sh
+
+demo: env ## three real nights on real pictures through Airflow and Spark, then a report
+	@$(PY) -m demo.run --home "$(PINLAKE_HOME)" --cache "$(CACHE)"
+
+up: env ## Airflow with its web page, for a person to use
+	@$(PY) -m demo.airflow --home "$(PINLAKE_HOME)" up
+
+down: env ## ends what `make up` started
+	@$(PY) -m demo.airflow --home "$(PINLAKE_HOME)" down
+
+test: lint unit ## lint, types and the whole suite, a night through Airflow among it
+
+lint: env
+	@.venv/bin/ruff check .
+	@.venv/bin/ruff format --check .
+	@.venv/bin/mypy
+	@.venv/bin/lint-imports
+
+unit: env
+	@$(PY) -m demo.openclipart --cache "$(CACHE)"
+	@PINLAKE_DEMO_CACHE="$(CACHE)" $(PY) -m pytest $(PYTEST_ARGS)
+
+docs: env ## docs/tables.md from the schemas
+	@$(PY) -m embedding.tables.document > docs/tables.md
+
+weights: env ## the projections of pinclip-base, trained anew on the demo's pictures
+	@$(PY) -m demo.openclipart --cache "$(CACHE)" --pairs "$(CACHE)/pairs.parquet"
+	@$(PY) -m embedding.encoder.train_projections --pairs "$(CACHE)/pairs.parquet" --out embedding/encoder/weights/pinclip-base.safetensors
+
+lock: env ## requirements.lock from pyproject.toml
+	@.venv/bin/uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --generate-hashes \
+		--no-emit-index-url --no-header --quiet --output-file requirements.lock
+
+clean: ## removes the demo's data (not .venv, not the fetched pictures)
+	rm -rf "$(PINLAKE_HOME)"

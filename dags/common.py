@@ -1,0 +1,189 @@
+"""What the DAG files share: settings from the environment, the day of a run, and how a Spark program is submitted.
+
+Settings (read where a DAG file is parsed, so set them alike for scheduler, DAG processor and workers):
+
+| variable | meaning | default |
+|---|---|---|
+| PINLAKE_HOME | folder or URI of tables and releases | required |
+| PINLAKE_EXPORTS | folder or URI of the platform's exports | $PINLAKE_HOME/exports |
+| PINLAKE_ENCODER | name of the encoder | pinclip-base |
+| PINLAKE_JOBS | folder of the Spark programs | jobs/ beside dags/ |
+| PINLAKE_SPARK_CONF | JSON object of Spark properties, added to those below | {} |
+| PYSPARK_PYTHON | Python of driver and executors | the one that parses the DAG |
+| PINLAKE_RETRY_DELAY_S | seconds before the first retry; doubles with each | 300 |
+| PINLAKE_FIRST_NIGHT | moment (ISO 8601) before which nothing is scheduled | none: the next 02:00 UTC |
+
+Nothing here reads data but `export_is_complete`, which looks at two names.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from airflow.providers.apache.spark.operators.spark_submit import SparkSubmitOperator
+from airflow.sdk import Asset, Param, RetryDecision, RetryPolicy
+from airflow.sdk.exceptions import AirflowFailException
+
+from embedding.contracts import DS_PATTERN, SUCCESS_MARKER, export_day_folder, parse_ds
+
+PIN_EMBEDDINGS = Asset(name="pin_embeddings", uri="pinlake://tables/pin_embeddings")
+"""The table, as an asset partitioned by day: an event means that the day's vectors are there and passed the gate."""
+
+SPARK_POOL = "spark"
+"""Pool of every task that runs Spark (dags/pools.json)."""
+
+CHECK_FAILED_EXIT = 3
+"""Exit status of a check program that ran well and found the data bad: running it again would find the same."""
+
+DAY = "{{ day_of(dag_run.partition_key, params.ds) }}"
+"""Template of the run's day; needs `day_of` among the DAG's `user_defined_macros`."""
+
+
+def home() -> str:
+    """Where tables and releases are; refuses to guess."""
+    try:
+        return os.environ["PINLAKE_HOME"].rstrip("/")
+    except KeyError:
+        raise ValueError("PINLAKE_HOME is not set: give Airflow's processes the folder or URI of the tables") from None
+
+
+def exports() -> str:
+    """Where the platform leaves its exports, a folder a day."""
+    return os.environ.get("PINLAKE_EXPORTS") or f"{home()}/exports"
+
+
+def encoder() -> str:
+    """Name of the encoder whose vectors the night makes."""
+    return os.environ.get("PINLAKE_ENCODER") or "pinclip-base"
+
+
+def first_night() -> datetime | None:
+    """`start_date` of the DAGs. Without one the schedule begins with the next 02:00 after the first unpausing."""
+    moment = os.environ.get("PINLAKE_FIRST_NIGHT")
+    return datetime.fromisoformat(moment).astimezone(UTC) if moment else None
+
+
+def task_policy() -> dict[str, Any]:
+    """`default_args` of every DAG: who owns the task, how often it is tried, for how long."""
+    return {
+        "owner": "pinlake",
+        "retries": 2,
+        "retry_delay": timedelta(seconds=float(os.environ.get("PINLAKE_RETRY_DELAY_S") or 300)),
+        "retry_exponential_backoff": True,
+        "max_retry_delay": timedelta(hours=1),
+        "execution_timeout": timedelta(hours=2),
+    }
+
+
+def day_param() -> Param:
+    """The day of a manual run that has no partition key."""
+    return Param(
+        None,
+        type=["null", "string"],
+        pattern=DS_PATTERN,
+        title="Day",
+        description="The data's day, YYYY-MM-DD. Leave it empty where the run has a partition key: that is the day.",
+    )
+
+
+def day_of(partition_key: str | None, ds: str | None) -> str:
+    """The day that a run is for: its partition key or, in a manual run, the Param `ds`.
+
+    Raises AirflowFailException, which is not retried, when there is none, when it is no day, or when the two disagree.
+    """
+    if partition_key and ds and partition_key != ds:
+        raise AirflowFailException(f"two days: partition key {partition_key!r} and Param ds {ds!r}; give one of them")
+    day = partition_key or ds
+    if not day:
+        raise AirflowFailException("no day: trigger the run with a partition key, or with the Param ds (YYYY-MM-DD)")
+    try:
+        return parse_ds(day)
+    except ValueError as error:
+        raise AirflowFailException(str(error)) from None
+
+
+def export_is_complete(exports_uri: str, ds: str) -> bool:
+    """Whether the platform has finished the export of day `ds`: its folder holds the marker `_SUCCESS`.
+
+    Raises FileNotFoundError when there is no folder at all: nothing is on its way, so waiting would hide a fault.
+    """
+    from pyarrow import fs  # here, so that parsing a DAG file does not load the object stores' clients
+
+    folder = export_day_folder(exports_uri, ds)
+    filesystem, path = fs.FileSystem.from_uri(folder)
+    found, marker = filesystem.get_file_info([path, f"{path}/{SUCCESS_MARKER}"])
+    if marker.type == fs.FileType.File:
+        return True
+    if found.type != fs.FileType.Directory:
+        raise FileNotFoundError(
+            f"no export for {ds}: there is no folder {folder}. Ask the platform for the day's export, or set "
+            "PINLAKE_EXPORTS to where the exports are; then clear this task."
+        )
+    return False
+
+
+class SparkJob(SparkSubmitOperator):
+    """A Spark program of jobs/. Arguments that render to nothing are left out, so that a template can be a flag."""
+
+    def execute(self, context: Any) -> None:
+        """Submits the program and waits for it."""
+        self.application_args = [arg for arg in self.application_args or [] if arg]
+        super().execute(context)
+
+
+class StopWhenCheckFails(RetryPolicy):
+    """Fails at once where a check found bad data; retries whatever else went wrong (a lost machine, a busy disk).
+
+    spark-submit's exit status is known in client mode only, and reaches us in the error's text; in cluster mode every
+    failure is retried.
+    """
+
+    def evaluate(  # Airflow passes the arguments by name
+        self,
+        exception: BaseException,
+        try_number: int,  # noqa: ARG002
+        max_tries: int,  # noqa: ARG002
+        context: Mapping[str, Any] | None = None,  # noqa: ARG002
+    ) -> RetryDecision:
+        """Decides from the error's text."""
+        if f"Error code is: {CHECK_FAILED_EXIT}." in str(exception):
+            return RetryDecision.fail(reason="the check found bad data; its findings are above and in the table `nights`")
+        return RetryDecision.default()
+
+
+def spark_job(task_id: str, program: str, *args: str, **operator_args: Any) -> SparkJob:
+    """A task that submits jobs/`program` with `--home` and `--run-id` before `args` (templates are rendered).
+
+    The arguments travel as a list from here to the program's argv: no shell reads them.
+    """
+    return SparkJob(
+        task_id=task_id,
+        application=str(_jobs_folder() / program),
+        # "=", because whoever triggers a run may name it, and a name may begin with a dash.
+        application_args=["--home", home(), "--run-id={{ run_id }}", *args],
+        conn_id="spark_default",
+        conf=_spark_conf(),
+        name="{{ dag.dag_id }}.{{ task.task_id }}",
+        pool=SPARK_POOL,
+        **operator_args,
+    )
+
+
+def _jobs_folder() -> Path:
+    return Path(os.environ.get("PINLAKE_JOBS") or Path(__file__).resolve().parent.parent / "jobs")
+
+
+def _spark_conf() -> dict[str, str]:
+    # Spark would take `python3` from PATH, which need not be the one that has pyarrow.
+    python = os.environ.get("PYSPARK_PYTHON") or sys.executable
+    return {
+        "spark.pyspark.python": python,
+        "spark.pyspark.driver.python": python,
+        **json.loads(os.environ.get("PINLAKE_SPARK_CONF") or "{}"),
+    }

@@ -1,0 +1,93 @@
+"""The night of pinlake: every new or changed pin of a day gets its vector, or a reason why not.
+
+1. **wait_for_export**: the platform's export of the day is complete (`_SUCCESS` in `$PINLAKE_EXPORTS/ds=<day>/`). A folder
+   without the marker is waited for, without holding a worker; a day without a folder fails and says so.
+2. **land**: the export becomes rows of `pins`, `boards` and `saves`; unusable rows go to `quarantine`.
+3. **embed**: new and changed contents go through the encoder, once; all other pins keep the vector that they have.
+4. **check**: coverage, norms, drift, canaries. A bad night stops here, before anyone reads it. A good one is announced
+   as the day's event of the asset `pin_embeddings`, from which `index_release` starts.
+
+A run is for one day of data, its partition key: at 02:00 UTC for the day before. Each step is one atomic commit and may
+be repeated, so any day can be run again, in any order and beside tonight's:
+`airflow backfill create --dag-id nightly_pins --from-date 2026-11-01 --to-date 2026-11-18T23:59` (a bare `--to-date` is
+that day's midnight and would leave the day out). For one day by hand, trigger with a partition key or with the Param `ds`.
+"""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+from airflow.sdk import DAG, CronPartitionTimetable, Param, task
+
+from dags.common import (
+    DAY,
+    PIN_EMBEDDINGS,
+    StopWhenCheckFails,
+    day_of,
+    day_param,
+    encoder,
+    export_is_complete,
+    exports,
+    first_night,
+    spark_job,
+    task_policy,
+)
+
+with DAG(
+    dag_id="nightly_pins",
+    description="Land the day's export, encode what is new, check the night.",
+    doc_md=__doc__,
+    tags=["pinlake", "nightly"],
+    schedule=CronPartitionTimetable(
+        "0 2 * * *",
+        timezone="UTC",
+        run_offset=-1,
+        key_format="%Y-%m-%d",
+        # Unpausing must not run last night's day unasked. False would, until 10% of the day is over.
+        run_immediately=timedelta(0),
+    ),
+    start_date=first_night(),
+    catchup=False,
+    max_active_runs=4,  # a late night and repairs by hand beside tonight; backfills have a limit of their own
+    dagrun_timeout=timedelta(hours=24),
+    default_args=task_policy(),
+    user_defined_macros={"day_of": day_of},
+    params={
+        "ds": day_param(),
+        "retry_quarantined": Param(
+            False, type="boolean", description="Try again the pins whose picture could not be read, though unchanged."
+        ),
+        "min_coverage": Param(
+            0.9, type="number", minimum=0, maximum=1, description="Least share of the landed pins that must have a vector."
+        ),
+    },
+) as dag:
+
+    @task.sensor(mode="reschedule", poke_interval=30, timeout=6 * 3600, execution_timeout=timedelta(minutes=5))
+    def wait_for_export(exports_uri: str, day: str) -> bool:
+        """The day's export is complete."""
+        return export_is_complete(exports_uri, day)
+
+    def announce_day(context: Any, _result: Any) -> None:
+        """Puts the day on the asset's event where the run has no partition key to take it from."""
+        if not context["dag_run"].partition_key:
+            context["outlet_events"][PIN_EMBEDDINGS].add_partitions(day_of(None, context["params"]["ds"]))
+
+    land = spark_job("land", "land_exports.py", "--ds", DAY, "--exports", exports())
+    embed = spark_job(
+        "embed",
+        "embed_pins.py",
+        *("--ds", DAY, "--encoder", encoder(), "{{ '--retry-quarantined' if params.retry_quarantined else '' }}"),
+        execution_timeout=timedelta(hours=8),
+    )
+    check = spark_job(
+        "check",
+        "check_night.py",
+        *("--ds", DAY, "--encoder", encoder(), "--min-coverage", "{{ params.min_coverage }}"),
+        retry_policy=StopWhenCheckFails(),
+        outlets=[PIN_EMBEDDINGS],
+        post_execute=announce_day,
+    )
+
+    wait_for_export(exports(), DAY) >> land >> embed >> check

@@ -1,0 +1,428 @@
+"""Fetches Debian's openclipart packages and reads them as pictures with titles, tags and creators.
+
+The packages (about 156 MB, nearly all in the public domain) hold some 4,200 distinct pictures, the RDF metadata of each, and
+a thousand symbolic links that file one picture under a second name: real repins. They are fetched with the system's own
+apt-get, need no root, and stay in a cache folder.
+
+    python -m demo.openclipart --cache .cache/openclipart
+    python -m demo.openclipart --cache .cache/openclipart --pairs pairs.parquet
+
+The second line also writes (image_uri, text, creator) pairs to train an encoder on. How pictures become pins and days is
+not decided here, but in demo/days.py.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fcntl
+import html
+import logging
+import os
+import re
+import shutil
+import struct
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from xml.parsers import expat
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from embedding.contracts import pin_text
+
+log = logging.getLogger(__name__)
+
+PACKAGES = ("openclipart-png", "openclipart-svg")
+
+ORDINARY_PIXELS = 25_000_000
+"""Below what the encoder refuses unless told otherwise. Sixteen clip arts are larger: 40 to 623 megapixels."""
+
+_LEFT_OUT = ("computer/icons/etiquette-theme", "computer/icons/flat-theme", "computer/icons/lemon-theme")
+"""Icon themes: hundreds of near-equal icons that share one title."""
+
+_GENERATED_TITLE = "gramastar"
+"""1,375 stars that a program drew; they would be a quarter of all pictures."""
+
+_METADATA_LIMIT_BYTES = 4 * 1024 * 1024
+_READ_BYTES = 64 * 1024
+
+PAIRS_SCHEMA = pa.schema(
+    [
+        pa.field("image_uri", pa.string(), nullable=False),
+        pa.field("text", pa.string(), nullable=False),
+        pa.field("creator", pa.string()),
+    ]
+)
+
+
+class ClipartUnavailableError(RuntimeError):
+    """The packages could not be fetched or found; the message says what to do."""
+
+
+@dataclass(frozen=True)
+class Metadata:
+    """What an SVG's RDF says of the picture; None or empty where it says nothing of use."""
+
+    title: str | None = None
+    description: str | None = None
+    tags: tuple[str, ...] = ()
+    creator: str | None = None
+
+
+@dataclass(frozen=True)
+class Clipart:
+    """One PNG of the packages.
+
+    `name` is its path below `png/` and names it for good; `path` is where it lies here. `link_to` is the name of the
+    picture that a symbolic link shows. `pixels` is width times height by the file's header, 0 if that is no PNG header.
+    """
+
+    name: str
+    path: Path
+    meta: Metadata
+    pixels: int
+    link_to: str | None = None
+
+    @property
+    def folder(self) -> str:
+        """The folder below `png/`, such as `food/fruit`."""
+        return self.name.rpartition("/")[0]
+
+    @property
+    def uri(self) -> str:
+        """Absolute, percent-encoded `file://` URI; a link's own, not that of the file it leads to."""
+        return self.path.absolute().as_uri()
+
+    @property
+    def text(self) -> str:
+        """The text that the encoder reads; empty where there is none."""
+        return pin_text(self.meta.title, self.meta.description, self.meta.tags)
+
+
+# -- fetching ---------------------------------------------------------------------------------------------------------------
+
+
+def clipart_root(cache_dir: Path) -> Path:
+    """The folder with `png/` and `svg/` in a cache that `fetch` has filled; it exists only when both are complete."""
+    return cache_dir / "unpacked" / "usr" / "share" / "openclipart"
+
+
+def fetch(cache_dir: Path) -> Path:
+    """Downloads and unpacks the packages below `cache_dir`, unless they are there, and returns `clipart_root(cache_dir)`.
+
+    Needs apt-get and dpkg-deb, the network, and no root. May be interrupted and run again, also side by side: packages
+    that are already downloaded stay, and the unpacked folder appears in one rename. Raises ClipartUnavailableError.
+    """
+    root = clipart_root(cache_dir)
+    if root.is_dir():
+        return root
+    _require_tools()
+    cache_dir.mkdir(parents=True, exist_ok=True)
+    with _locked(cache_dir / "fetch.lock"):
+        if not root.is_dir():
+            debs = _download(cache_dir)
+            _unpack(debs, cache_dir)
+            shutil.rmtree(cache_dir / "debs")
+            shutil.rmtree(cache_dir / "apt", ignore_errors=True)
+    return root
+
+
+def _require_tools() -> None:
+    missing = [tool for tool in ("apt-get", "dpkg-deb") if shutil.which(tool) is None]
+    if missing:
+        raise ClipartUnavailableError(
+            f"{' and '.join(missing)} not found: the demo's pictures come as Debian packages. Run this on Debian or Ubuntu, "
+            "or in a container of one, with the same --cache folder mounted; afterwards the cache can be used anywhere."
+        )
+
+
+@contextmanager
+def _locked(lock_path: Path) -> Iterator[None]:
+    with lock_path.open("w") as lock_file:
+        fcntl.flock(lock_file, fcntl.LOCK_EX)
+        yield
+
+
+def _download(cache_dir: Path) -> list[Path]:
+    """Downloads with the system's package lists and, where these are absent or stale, with lists of our own."""
+    debs_dir = cache_dir / "debs"
+    debs_dir.mkdir(exist_ok=True)
+    log.info("downloading %s (about 156 MB)", " and ".join(PACKAGES))
+    first_try = _apt_get(["download", *PACKAGES], debs_dir)
+    if first_try.returncode:
+        log.info("the system's package lists do not serve; fetching a private copy of them")
+        options = _private_apt_options(cache_dir / "apt")
+        # An update may report a failing hook or source of no concern to us: the download is what counts.
+        update = _apt_get([*options, "update"], debs_dir)
+        second_try = _apt_get([*options, "download", *PACKAGES], debs_dir)
+        if second_try.returncode:
+            raise ClipartUnavailableError(_why_no_download(update.stderr + second_try.stderr))
+    return [_only_deb(debs_dir, package) for package in PACKAGES]
+
+
+def _apt_get(arguments: Sequence[str], cwd: Path) -> subprocess.CompletedProcess[str]:
+    # Unless told so, root's apt-get hands the download to a user who may not write into our folder.
+    options = ["-q", "-o", "APT::Sandbox::User=root", "-o", "Acquire::Retries=3", "-o", "Acquire::http::Timeout=30"]
+    return subprocess.run(
+        ["apt-get", *options, *arguments],
+        cwd=cwd,
+        env=os.environ | {"LC_ALL": "C", "DEBIAN_FRONTEND": "noninteractive"},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        errors="replace",
+        check=False,
+    )
+
+
+def _private_apt_options(apt_dir: Path) -> list[str]:
+    """Options that keep apt's lists and caches in `apt_dir`; sources and trusted keys stay the system's."""
+    lists_dir, caches_dir = (apt_dir / "lists").absolute(), (apt_dir / "cache").absolute()
+    for folder in (lists_dir, caches_dir / "archives"):
+        (folder / "partial").mkdir(parents=True, exist_ok=True)
+    settings = (f"Dir::State::Lists={lists_dir}", f"Dir::Cache={caches_dir}", "Debug::NoLocking=1")
+    return [part for setting in settings for part in ("-o", setting)]
+
+
+def _why_no_download(stderr: str) -> str:
+    last_lines = "\n".join(line for line in stderr.splitlines()[-12:] if line.strip())
+    if "Unable to locate package" in stderr and "Failed to fetch" not in stderr:
+        advice = (
+            "The configured apt sources have no such package. On Ubuntu it is in the `universe` component "
+            "(add-apt-repository universe); on Debian in `main`."
+        )
+    else:
+        advice = "Check the network and the configured apt sources, then run the same command again: it resumes."
+    return f"could not download {' and '.join(PACKAGES)}. {advice} apt-get said:\n{last_lines}"
+
+
+def _only_deb(debs_dir: Path, package: str) -> Path:
+    found = sorted(debs_dir.glob(f"{package}_*.deb"), key=lambda path: path.stat().st_mtime)
+    if not found:
+        raise ClipartUnavailableError(f"apt-get left no {package}_*.deb in {debs_dir}: remove that folder and run again")
+    return found[-1]
+
+
+def _unpack(debs: Sequence[Path], cache_dir: Path) -> None:
+    """Unpacks into a folder beside the final one, then renames: a reader sees all pictures or none."""
+    unfinished = cache_dir / "unpacking"
+    shutil.rmtree(unfinished, ignore_errors=True)
+    for deb in debs:
+        log.info("unpacking %s", deb.name)
+        run = subprocess.run(["dpkg-deb", "-x", deb, unfinished], capture_output=True, text=True, errors="replace", check=False)
+        if run.returncode:
+            # A damaged package would fail the same way for ever, were it kept.
+            deb.unlink(missing_ok=True)
+            raise ClipartUnavailableError(f"could not unpack {deb.name} (removed; run again): {run.stderr.strip()}")
+    shutil.rmtree(cache_dir / "unpacked", ignore_errors=True)
+    unfinished.rename(cache_dir / "unpacked")
+
+
+# -- reading ----------------------------------------------------------------------------------------------------------------
+
+
+def read_clipart(root: Path) -> list[Clipart]:
+    """All PNGs below `root/png` with the metadata of their SVGs below `root/svg`, sorted by name.
+
+    Leaves out three icon themes, computer-drawn stars, and links to any of these. A picture without readable metadata is
+    kept, with an empty `Metadata`. Raises ClipartUnavailableError if there is no `root/png`.
+    """
+    png_dir = root / "png"
+    if not png_dir.is_dir():
+        raise ClipartUnavailableError(f"no clip art at {root}: run python -m demo.openclipart --cache DIR first")
+    real_png_dir = png_dir.resolve()
+    files: dict[str, Clipart] = {}
+    links: list[Clipart] = []
+    for path in _png_paths(png_dir):
+        clipart = _read_one(path, root, real_png_dir)
+        if clipart is not None and clipart.link_to is None:
+            files[clipart.name] = clipart
+        elif clipart is not None:
+            links.append(clipart)
+    links = [link for link in links if link.link_to in files]
+    return sorted([*files.values(), *links], key=lambda clipart: clipart.name)
+
+
+def _png_paths(png_dir: Path) -> Iterator[Path]:
+    for folder, subfolders, names in os.walk(png_dir):
+        below = Path(folder).relative_to(png_dir)
+        subfolders[:] = sorted(sub for sub in subfolders if (below / sub).as_posix() not in _LEFT_OUT)
+        yield from (Path(folder, name) for name in sorted(names) if name.lower().endswith(".png"))
+
+
+def _read_one(path: Path, root: Path, real_png_dir: Path) -> Clipart | None:
+    """The clip art at `path`; None for one that is left out, or a link that leads nowhere or outside."""
+    below = path.relative_to(root / "png")
+    link_to = None
+    if path.is_symlink():
+        target = path.resolve()
+        if not target.is_file() or not target.is_relative_to(real_png_dir):
+            return None
+        link_to = target.relative_to(real_png_dir).as_posix()
+    meta = read_metadata(root / "svg" / below.with_suffix(".svg"))
+    if (meta.title or "").lower() == _GENERATED_TITLE:
+        return None
+    return Clipart(below.as_posix(), path, meta, _pixels(path), link_to)
+
+
+def _pixels(path: Path) -> int:
+    with path.open("rb") as file:
+        header = file.read(24)
+    if len(header) < 24 or not header.startswith(b"\x89PNG\r\n\x1a\n"):
+        return 0
+    width, height = struct.unpack(">II", header[16:])
+    return int(width) * int(height)
+
+
+def read_metadata(svg_path: Path) -> Metadata:
+    """The metadata of one SVG; empty where the file, its RDF or a field is missing or beyond reading. Never raises."""
+    try:
+        with svg_path.open("rb") as file:
+            head = b""
+            while b"</metadata" not in head and len(head) < _METADATA_LIMIT_BYTES and (chunk := file.read(_READ_BYTES)):
+                head += chunk
+    except OSError:
+        return Metadata()
+    return parse_metadata(head)
+
+
+def parse_metadata(svg: bytes) -> Metadata:
+    """The metadata in the bytes of an SVG, as far as it can be read; see `read_metadata`."""
+    fields = _rdf_fields(svg)
+    creator = _clean_creator(_first(fields, "creator/Agent/title"))
+    tags = (_clean_tag(tag) for tag in fields.get("subject/Bag/li", ()))
+    own_name = {name.lower() for name in (creator, _first(fields, "creator/Agent/title")) if name}
+    return Metadata(
+        title=_clean_title(_first(fields, "title")),
+        description=_clean_description(_first(fields, "description")),
+        tags=tuple(dict.fromkeys(tag for tag in tags if tag and tag not in own_name)),
+        creator=creator,
+    )
+
+
+def _rdf_fields(svg: bytes) -> dict[str, list[str]]:
+    """Texts of the elements below metadata/RDF/Work, by path without namespace prefixes.
+
+    Only the metadata element is parsed, cut out of the document: without its DTD no entity can expand, and what is wrong
+    elsewhere in the drawing does no harm. What was read before a fault of the XML is kept.
+    """
+    start, end = svg.find(b"<metadata"), svg.find(b"</metadata")
+    if start < 0:
+        return {}
+    cut = svg[start:end] + b"</metadata>" if end > start else svg[start:]
+    fields: dict[str, list[str]] = {}
+    stack: list[str] = []
+
+    def start_element(name: str, _attributes: dict[str, str]) -> None:
+        stack.append(name.rpartition(":")[2])
+        fields.setdefault("/".join(stack), []).append("")
+
+    def characters(text: str) -> None:
+        fields["/".join(stack)][-1] += text
+
+    parser = expat.ParserCreate()
+    parser.buffer_text = True
+    parser.StartElementHandler = start_element
+    parser.EndElementHandler = lambda _name: stack.pop()
+    parser.CharacterDataHandler = characters
+    with suppress(expat.ExpatError):
+        parser.Parse(_decode(cut, svg[:200]), True)
+    prefix = "metadata/RDF/Work/"
+    return {path.removeprefix(prefix): texts for path, texts in fields.items() if path.startswith(prefix)}
+
+
+def _decode(xml: bytes, declaration: bytes) -> str:
+    declared = re.search(rb"encoding=[\"']([A-Za-z0-9._-]+)", declaration)
+    try:
+        return xml.decode(declared.group(1).decode() if declared else "utf-8", errors="replace")
+    except LookupError:
+        return xml.decode("utf-8", errors="replace")
+
+
+def _first(fields: dict[str, list[str]], path: str) -> str:
+    """The first text at `path`, white space folded; some files escaped their text twice, so one more layer is undone."""
+    text = next(iter(fields.get(path, ())), "")
+    return " ".join(html.unescape(text).split())
+
+
+def _clean_title(title: str) -> str | None:
+    """Drops file names and names of collections; of "Clipart by Jane - w_cloud12" keeps the words "w cloud"."""
+    collection = re.fullmatch(r"clip ?art by .+? - (.+)", title, re.IGNORECASE)
+    if collection:
+        title = re.sub(r"[\d_]+", " ", collection.group(1))
+    title = " ".join(title.replace("_", " ").split())
+    is_junk = not title or title.lower() in {"unsorted", "various cliparts"} or re.search(r"\.(svg|png)$", title.lower())
+    return None if is_junk or _is_perl_reference(title) else title
+
+
+def _clean_description(description: str) -> str | None:
+    is_address = re.fullmatch(r"\S+@\S+", description)
+    return None if not description or is_address or _is_perl_reference(description) else description
+
+
+def _clean_tag(tag: str) -> str | None:
+    tag = " ".join(html.unescape(tag).replace("_", " ").split()).lower()
+    return None if tag in {"", "unsorted"} or _is_perl_reference(tag) else tag
+
+
+def _clean_creator(creator: str) -> str | None:
+    """Drops mail addresses, so that "Jane (jane@example.org)" and "Jane" are one; of a bare address keeps the user name."""
+    creator = re.sub(r"\s*[(<\[][^)>\]]*@[^)>\]]*[)>\]]", "", creator)
+    creator = re.sub(r"^(?:mailto:)?([^\s@]+)@\S+$", r"\1", creator)
+    return None if not creator or _is_perl_reference(creator) else creator
+
+
+def _is_perl_reference(text: str) -> bool:
+    """The tool that wrote the metadata printed some empty fields as HASH(0x89c79d4), and split others to "hash"."""
+    return re.fullmatch(r"hash(\(0x[0-9a-f]+\))?", text.lower()) is not None
+
+
+# -- training pairs ---------------------------------------------------------------------------------------------------------
+
+
+def write_pairs(cliparts: Sequence[Clipart], out_path: Path) -> int:
+    """Writes a Parquet file of (image_uri, text, creator), one row a picture with text, and returns the number of rows.
+
+    Links are left out, being repetitions, and so are pictures above `ORDINARY_PIXELS`. The file appears whole or not at all.
+    """
+    rows = [
+        {"image_uri": clipart.uri, "text": clipart.text, "creator": clipart.meta.creator}
+        for clipart in cliparts
+        if clipart.link_to is None and clipart.text and 0 < clipart.pixels <= ORDINARY_PIXELS
+    ]
+    out_path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = out_path.with_name(f".{out_path.name}.{os.getpid()}")
+    pq.write_table(pa.Table.from_pylist(rows, schema=PAIRS_SCHEMA), unfinished, compression="zstd")
+    unfinished.replace(out_path)
+    return len(rows)
+
+
+def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """The command line's arguments."""
+    parser = argparse.ArgumentParser(prog="python -m demo.openclipart", description="Fetches Debian's openclipart packages.")
+    parser.add_argument("--cache", type=Path, required=True, help="folder for the pictures (about 400 MB)")
+    parser.add_argument("--pairs", type=Path, help="also write this Parquet file of (image_uri, text, creator)")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit status."""
+    args = parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    try:
+        root = fetch(args.cache)
+        if args.pairs is not None:
+            log.info("wrote %d pairs to %s", write_pairs(read_clipart(root), args.pairs), args.pairs)
+    except ClipartUnavailableError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    log.info("clip art is in %s", root)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,180 @@
+"""`pinlake`: look at the tables and releases, search the live release, write the report.
+
+Reads only; what changes tables or releases are the jobs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from embedding.contracts import NIGHTS, TABLES
+from embedding.tables.lake import Lake
+
+if TYPE_CHECKING:
+    from embedding.index.reader import Neighbour, Release
+
+Printer = Callable[[str], None]
+
+
+class UsageError(Exception):
+    """What the user asked for cannot be done; the message says why."""
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="pinlake", description="Look at the lake, search the live release, write the report.")
+    parser.add_argument(
+        "--home",
+        default=os.environ.get("PINLAKE_HOME", ".pinlake"),
+        help="where the tables and releases lie: a folder or an object-store URI (default $PINLAKE_HOME, else .pinlake)",
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("status", help="tables, releases and the last nights").set_defaults(run=status)
+    search_parser = commands.add_parser("search", help="the nearest pins of a pin, a text or a picture")
+    query = search_parser.add_mutually_exclusive_group(required=True)
+    query.add_argument("--pin", type=int, metavar="ID", help="a pin of the live release")
+    query.add_argument("--text", help='words, for example "red bicycle"')
+    query.add_argument("--image", type=Path, metavar="FILE", help="a picture")
+    search_parser.add_argument("-k", type=_positive, default=10, help="how many (default 10)")
+    search_parser.set_defaults(run=search)
+    report_parser = commands.add_parser("report", help="one HTML file: nights, quarantine, recall, galleries")
+    report_parser.add_argument("--out", type=Path, help="default <home>/report.html")
+    report_parser.set_defaults(run=report)
+    return parser.parse_args(argv)
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if not 0 < number <= 1_000:
+        raise argparse.ArgumentTypeError("from 1 to 1000")
+    return number
+
+
+def format_table(rows: Sequence[Sequence[object]], head: Sequence[str]) -> str:
+    """Rows as aligned text, numbers to the right."""
+    texts = [[_cell(cell) for cell in row] for row in rows]
+    widths = [max(len(head[i]), *(len(row[i]) for row in texts)) if texts else len(head[i]) for i in range(len(head))]
+    right = [bool(rows) and all(isinstance(row[i], int | float) or row[i] is None for row in rows) for i in range(len(head))]
+
+    def line(cells: Sequence[str]) -> str:
+        pairs = zip(cells, widths, right, strict=True)
+        return "  ".join(cell.rjust(width) if to_right else cell.ljust(width) for cell, width, to_right in pairs).rstrip()
+
+    return "\n".join([line(head), line(["-" * width for width in widths]), *(line(row) for row in texts)])
+
+
+def _cell(value: object) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, float):
+        return f"{value:.1f}" if abs(value) >= 10 else f"{value:.4g}"
+    return printable(str(value))
+
+
+def printable(text: str) -> str:
+    """Text from pins, safe for a terminal: control characters, which could move the cursor or worse, become `?`."""
+    return "".join(c if c.isprintable() else "?" for c in text)
+
+
+def status(args: argparse.Namespace, out: Printer) -> None:
+    from embedding.index.release import list_releases, live_release_id
+    from embedding.tables.lake import data_files
+
+    lake = Lake(args.home)
+    if not any(lake.exists(contract) for contract in TABLES.values()):
+        raise UsageError(f"there are no tables under {lake.home}: run `make demo`, or give --home")
+    rows = []
+    for name, contract in TABLES.items():
+        if lake.exists(contract):
+            table = lake.open(contract)
+            files = data_files(table)
+            rows.append(
+                (name, table.version(), sum(f.num_rows for f in files), len(files), sum(f.size_bytes for f in files) / 1e6)
+            )
+    out(f"lake {lake.home}\n\n" + format_table(rows, ("table", "version", "rows", "files", "MB")))
+    live = live_release_id(lake)
+    releases = [
+        ("live" if m.release_id == live else "", m.release_id, m.rows, m.recall_at_10, m.factory, m.embedding_version)
+        for m in list_releases(lake)[-10:]
+    ]
+    out("\n" + format_table(releases, ("", "release", "pins", "recall@10", "index", "embedding_version")))
+    if lake.exists(NIGHTS):
+        out("\n" + nights_table(lake, last=10))
+
+
+NIGHT_COLUMNS = ("ds", "status", "landed", "new", "changed", "deleted", "encoded", "reused", "quarantined", "images_per_s")
+
+
+def nights_table(lake: Lake, last: int) -> str:
+    """The last runs of nights as text, oldest first."""
+    nights = sorted(lake.open(NIGHTS).to_pyarrow_table().to_pylist(), key=lambda row: row["checked_at"])[-last:]
+    return format_table([[night[name] for name in NIGHT_COLUMNS] for night in nights], NIGHT_COLUMNS)
+
+
+def search(args: argparse.Namespace, out: Printer) -> None:
+    from embedding.index.reader import open_live
+
+    lake = Lake(args.home)
+    release = open_live(lake)
+    neighbours = _neighbours(release, args)
+    rows = [(rank, n.score, n.pin_id, (n.title or "")[:48], n.image_uri or "") for rank, n in enumerate(neighbours, start=1)]
+    out(f"release {release.manifest.release_id}, {release.manifest.rows} pins\n")
+    out(format_table(rows, ("#", "cosine", "pin_id", "title", "image")))
+
+
+def _neighbours(release: Release, args: argparse.Namespace) -> list[Neighbour]:
+    if args.pin is not None:
+        try:
+            vector = release.vector_of(args.pin)
+        except KeyError:
+            raise UsageError(f"the live release has no pin {args.pin}") from None
+        return release.neighbours(vector, args.k, without=args.pin)
+    from embedding.encoder.config import embedding_version, load_config
+    from embedding.encoder.cache import shared_encoder
+
+    config = load_config(release.manifest.encoder)
+    release.require_version(str(embedding_version(config)))
+    encoder = shared_encoder(config)
+    if args.text is not None:
+        if not args.text.strip():
+            raise UsageError("--text is empty")
+        return release.neighbours(encoder.encode_texts([args.text])[0], args.k)
+    from embedding.encoder.fetch import fetch_image
+    from embedding.encoder.images import decode_image
+    from embedding.encoder.limits import ImageLimits
+
+    limits = ImageLimits()
+    picture = decode_image(fetch_image(str(args.image.resolve()), limits), limits.max_pixels)
+    return release.neighbours(encoder.encode_images(encoder.transform(picture)[None])[0], args.k)
+
+
+def report(args: argparse.Namespace, out: Printer) -> None:
+    from embedding.report.page import write_report
+
+    lake = Lake(args.home)
+    target = args.out or Path(lake.home) / "report.html"
+    write_report(lake, target)
+    out(f"file://{target.resolve()}")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command. Errors that a user can mend are one sentence on stderr and status 2."""
+    from embedding.encoder.config import ConfigError
+    from embedding.encoder.limits import ImageRejected
+    from embedding.index.release import ReleaseError
+
+    args = parse_args(argv)
+    try:
+        args.run(args, print)
+    except (UsageError, ReleaseError, ConfigError, ImageRejected) as error:
+        print(f"pinlake: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,425 @@
+"""What every part of pinlake agrees on: column names, table schemas, rejection reasons, content hashes.
+
+Standard library and pyarrow only, so that DAG files, Spark executors and services can import it at no cost. Nothing here
+reads or writes anything.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import date
+from enum import StrEnum
+
+import pyarrow as pa
+
+EMBEDDING_DIM = 256
+
+DS_PATTERN = r"^\d{4}-\d{2}-\d{2}$"
+"""A day of data, as in an export's folder name. JSON-schema pattern for Airflow Params."""
+
+MAX_TEXT_CHARS = 20_000
+"""Longest title, description or list of tags that is taken for text. No encoder reads more than a few hundred tokens;
+a longer field is a fault of the export, and is quarantined rather than cut."""
+
+SUCCESS_MARKER = "_SUCCESS"
+
+
+class Reason(StrEnum):
+    """Why a row is in `quarantine`. The value is what the table holds."""
+
+    # found while landing the export
+    NULL_ID = "null_id"
+    DUPLICATE_ID = "duplicate_id"
+    INVALID_TEXT = "invalid_text"
+    TEXT_TOO_LONG = "text_too_long"
+    EMPTY_PIN = "empty_pin"
+    # found while fetching the image
+    UNSUPPORTED_SCHEME = "unsupported_scheme"
+    INVALID_URI = "invalid_uri"
+    MISSING_IMAGE = "missing_image"
+    EMPTY_IMAGE = "empty_image"
+    TOO_MANY_BYTES = "too_many_bytes"
+    FETCH_FAILED = "fetch_failed"
+    # found while decoding it
+    NOT_AN_IMAGE = "not_an_image"
+    TRUNCATED_IMAGE = "truncated_image"
+    TOO_MANY_PIXELS = "too_many_pixels"
+    DECODE_FAILED = "decode_failed"
+    # found after encoding
+    INVALID_VECTOR = "invalid_vector"
+
+
+class Stage(StrEnum):
+    """Which step of the night put a row into `quarantine`."""
+
+    LAND = "land"
+    EMBED = "embed"
+
+
+@dataclass(frozen=True)
+class EmbeddingVersion:
+    """The name of everything that decides a vector: weights, architecture, preprocessing, precision.
+
+    Written `<encoder name>-<12 hex digits>`, the digits being a SHA-256 fingerprint. Two vectors may be compared only
+    when their versions are equal.
+    """
+
+    encoder: str
+    fingerprint: str
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"[a-z0-9_]+(-[a-z0-9_]+)*", self.encoder) or not re.fullmatch(r"[0-9a-f]{12}", self.fingerprint):
+            raise ValueError(f"not an embedding version: {self.encoder}-{self.fingerprint}")
+
+    def __str__(self) -> str:
+        return f"{self.encoder}-{self.fingerprint}"
+
+    @classmethod
+    def parse(cls, text: str) -> EmbeddingVersion:
+        encoder, _, fingerprint = text.rpartition("-")
+        return cls(encoder, fingerprint)
+
+
+@dataclass(frozen=True)
+class TableContract:
+    """One Delta table: its schema, partition columns, key, and what its columns mean.
+
+    `constraints` are Delta CHECK constraints, by name. `meanings` has a sentence for every column; docs/tables.md is made
+    from it.
+    """
+
+    name: str
+    about: str
+    schema: pa.Schema
+    partition_by: tuple[str, ...]
+    key: tuple[str, ...]
+    meanings: dict[str, str]
+    constraints: dict[str, str]
+
+    def __post_init__(self) -> None:
+        assert set(self.meanings) == set(self.schema.names), set(self.meanings) ^ set(self.schema.names)
+        assert set(self.partition_by) | set(self.key) <= set(self.schema.names)
+
+    @property
+    def file_schema(self) -> pa.Schema:
+        """The schema of a data file: the columns without those that the folder names carry."""
+        return pa.schema([field for field in self.schema if field.name not in self.partition_by])
+
+
+TIMESTAMP = pa.timestamp("us", tz="UTC")
+_DAY_CHECK = {"ds_is_a_day": "ds LIKE '____-__-__'"}
+_DS = "The data's day, YYYY-MM-DD (the export's, never the day of the run)."
+_RUN_ID = "The run that wrote the row."
+_EXPORT = "SHA-256 of the export's files that the row came from."
+
+PINS = TableContract(
+    name="pins",
+    about="Every change of a pin, one row a pin and day on which the export had it. The latest day's row is the current state.",
+    schema=pa.schema(
+        [
+            pa.field("pin_id", pa.int64(), nullable=False),
+            pa.field("ds", pa.string(), nullable=False),
+            pa.field("board_id", pa.int64()),
+            pa.field("user_id", pa.int64()),
+            pa.field("title", pa.string()),
+            pa.field("description", pa.string()),
+            pa.field("tags", pa.list_(pa.string())),
+            pa.field("image_uri", pa.string()),
+            pa.field("created_at", TIMESTAMP),
+            pa.field("updated_at", TIMESTAMP),
+            pa.field("deleted", pa.bool_(), nullable=False),
+            pa.field("source_sha256", pa.string(), nullable=False),
+            pa.field("export_sha256", pa.string(), nullable=False),
+            pa.field("run_id", pa.string(), nullable=False),
+        ]
+    ),
+    partition_by=("ds",),
+    key=("pin_id", "ds"),
+    meanings={
+        "pin_id": "The pin.",
+        "ds": _DS,
+        "board_id": "The board that the pin is on; null on a deletion.",
+        "user_id": "The user who made the pin; null on a deletion.",
+        "title": "Title, or null.",
+        "description": "Description, or null.",
+        "tags": "Tags in the platform's order, or null.",
+        "image_uri": "Where the picture is: absolute, or null for a pin without one.",
+        "created_at": "When the pin was made (UTC).",
+        "updated_at": "When it was last changed (UTC).",
+        "deleted": "True on the day the pin was deleted; such a row carries the id alone.",
+        "source_sha256": "SHA-256 of what the export says of the content: image URI, text, time of change.",
+        "export_sha256": _EXPORT,
+        "run_id": _RUN_ID,
+    },
+    constraints=_DAY_CHECK,
+)
+
+BOARDS = TableContract(
+    name="boards",
+    about="Every change of a board, one row a board and day.",
+    schema=pa.schema(
+        [
+            pa.field("board_id", pa.int64(), nullable=False),
+            pa.field("ds", pa.string(), nullable=False),
+            pa.field("user_id", pa.int64()),
+            pa.field("title", pa.string()),
+            pa.field("created_at", TIMESTAMP),
+            pa.field("deleted", pa.bool_(), nullable=False),
+            pa.field("export_sha256", pa.string(), nullable=False),
+            pa.field("run_id", pa.string(), nullable=False),
+        ]
+    ),
+    partition_by=("ds",),
+    key=("board_id", "ds"),
+    meanings={
+        "board_id": "The board.",
+        "ds": _DS,
+        "user_id": "Its owner.",
+        "title": "Its title, or null.",
+        "created_at": "When it was made (UTC).",
+        "deleted": "True on the day the board was deleted.",
+        "export_sha256": _EXPORT,
+        "run_id": _RUN_ID,
+    },
+    constraints=_DAY_CHECK,
+)
+
+SAVES = TableContract(
+    name="saves",
+    about="Who put which pin on which board, and when: the edges of the pin-board graph. A repin is a save of an existing pin.",
+    schema=pa.schema(
+        [
+            pa.field("user_id", pa.int64(), nullable=False),
+            pa.field("pin_id", pa.int64(), nullable=False),
+            pa.field("board_id", pa.int64(), nullable=False),
+            pa.field("ds", pa.string(), nullable=False),
+            pa.field("saved_at", TIMESTAMP),
+            pa.field("deleted", pa.bool_(), nullable=False),
+            pa.field("export_sha256", pa.string(), nullable=False),
+            pa.field("run_id", pa.string(), nullable=False),
+        ]
+    ),
+    partition_by=("ds",),
+    key=("user_id", "pin_id", "board_id", "ds"),
+    meanings={
+        "user_id": "The user who saved.",
+        "pin_id": "The pin saved.",
+        "board_id": "The board it was saved to.",
+        "ds": _DS,
+        "saved_at": "When (UTC).",
+        "deleted": "True on the day the save was taken back.",
+        "export_sha256": _EXPORT,
+        "run_id": _RUN_ID,
+    },
+    constraints=_DAY_CHECK,
+)
+
+PIN_EMBEDDINGS = TableContract(
+    name="pin_embeddings",
+    about="One vector a pin, day and encoder. A pin's current vector is the one of its latest day in `pins`.",
+    schema=pa.schema(
+        [
+            pa.field("pin_id", pa.int64(), nullable=False),
+            pa.field("embedding_version", pa.string(), nullable=False),
+            pa.field("ds", pa.string(), nullable=False),
+            pa.field("content_sha256", pa.string(), nullable=False),
+            pa.field("source_sha256", pa.string(), nullable=False),
+            pa.field("embedding", pa.list_(pa.float32()), nullable=False),
+            pa.field("has_image", pa.bool_(), nullable=False),
+            pa.field("has_text", pa.bool_(), nullable=False),
+            pa.field("encoded_by", pa.string(), nullable=False),
+            pa.field("run_id", pa.string(), nullable=False),
+        ]
+    ),
+    partition_by=("embedding_version", "ds"),
+    key=("pin_id", "embedding_version", "ds"),
+    meanings={
+        "pin_id": "The pin.",
+        "embedding_version": "The encoder that made the vector. Vectors of two versions must never be compared.",
+        "ds": _DS,
+        "content_sha256": "SHA-256 of the image's bytes and of the text that the encoder read: equal content, equal vector.",
+        "source_sha256": "As in `pins`.",
+        "embedding": f"{EMBEDDING_DIM} float32 values, L2-normalised: an inner product is a cosine.",
+        "has_image": "Whether a picture went into the vector.",
+        "has_text": "Whether text went into it.",
+        "encoded_by": "The run that computed the vector; another one than `run_id` where it was reused.",
+        "run_id": _RUN_ID,
+    },
+    constraints=_DAY_CHECK,
+)
+
+QUARANTINE = TableContract(
+    name="quarantine",
+    about="Every row of an export that got no further, with the reason. Landed pins = embedded + quarantined, on every day.",
+    schema=pa.schema(
+        [
+            pa.field("ds", pa.string(), nullable=False),
+            pa.field("stage", pa.string(), nullable=False),
+            pa.field("entity", pa.string(), nullable=False),
+            pa.field("pin_id", pa.int64()),
+            pa.field("embedding_version", pa.string()),
+            pa.field("reason", pa.string(), nullable=False),
+            pa.field("detail", pa.string()),
+            pa.field("image_uri", pa.string()),
+            pa.field("content_sha256", pa.string()),
+            pa.field("source_sha256", pa.string()),
+            pa.field("run_id", pa.string(), nullable=False),
+        ]
+    ),
+    partition_by=("ds", "stage", "embedding_version"),
+    key=(),
+    meanings={
+        "ds": _DS,
+        "stage": "`land` (the row itself was unusable) or `embed` (its picture or its vector was).",
+        "entity": "`pin`, `board` or `save`.",
+        "pin_id": "The pin, where the row had one.",
+        "embedding_version": "The encoder that could not read it; null for `land`.",
+        "reason": "One of: " + ", ".join(f"`{reason}`" for reason in Reason) + ".",
+        "detail": "The error's text, or the offending value, cut to 500 characters.",
+        "image_uri": "The picture's address, where the row had one.",
+        "content_sha256": "As in `pin_embeddings`, where the bytes could be read.",
+        "source_sha256": "As in `pins`, where the row had one.",
+        "run_id": _RUN_ID,
+    },
+    constraints=_DAY_CHECK | {"stage_is_known": "stage = 'land' OR stage = 'embed'"},
+)
+
+_COUNTS = {
+    "landed": "Rows of pins in the export that were no deletions.",
+    "new": "Of the usable ones: pins not alive before this day.",
+    "changed": "Of the usable ones: pins alive before this day.",
+    "deleted": "Deletions.",
+    "embedded": "Pins with a vector.",
+    "encoded": "Contents that went through the encoder in this run.",
+    "reused": "Pins whose vector was already known: `embedded - encoded`.",
+    "quarantined": "Rows of pins in `quarantine`: `landed - embedded`.",
+}
+_SECONDS = {
+    "land_s": "Seconds of the landing job.",
+    "embed_s": "Seconds of the embedding job.",
+    "encode_s": "Seconds of its encoding stage alone; null where nothing was encoded.",
+}
+
+NIGHTS = TableContract(
+    name="nights",
+    about="One row a run of `nightly_pins`: what it counted, how long it took, what it found wrong.",
+    schema=pa.schema(
+        [
+            pa.field("run_id", pa.string(), nullable=False),
+            pa.field("ds", pa.string(), nullable=False),
+            pa.field("embedding_version", pa.string(), nullable=False),
+            pa.field("status", pa.string(), nullable=False),
+            pa.field("failures", pa.list_(pa.string())),
+            *[pa.field(name, pa.int64(), nullable=False) for name in _COUNTS],
+            pa.field("coverage", pa.float64()),
+            pa.field("images_per_s", pa.float64()),
+            *[pa.field(name, pa.float64()) for name in _SECONDS],
+            pa.field("pins_version", pa.int64(), nullable=False),
+            pa.field("pin_embeddings_version", pa.int64(), nullable=False),
+            pa.field("checked_at", TIMESTAMP, nullable=False),
+        ]
+    ),
+    partition_by=(),
+    key=("run_id", "ds"),
+    meanings={
+        "run_id": "The run.",
+        "ds": _DS,
+        "embedding_version": "The encoder.",
+        "status": "`passed` or `failed`: releases are built from days whose latest run passed.",
+        "failures": "What the gate found, a sentence each; empty where it passed.",
+        **_COUNTS,
+        "coverage": "`embedded / landed`; null on a day without pins.",
+        "images_per_s": "`encoded / encode_s`.",
+        **_SECONDS,
+        "pins_version": "Version of the Delta table `pins` that was checked.",
+        "pin_embeddings_version": "Version of the Delta table `pin_embeddings` that was checked.",
+        "checked_at": "When (UTC).",
+    },
+    constraints=_DAY_CHECK | {"nothing_lost": "status = 'failed' OR landed = embedded + quarantined"},
+)
+
+TABLES: dict[str, TableContract] = {t.name: t for t in (PINS, BOARDS, SAVES, PIN_EMBEDDINGS, QUARANTINE, NIGHTS)}
+
+EXPORT_SCHEMAS: dict[str, pa.Schema] = {
+    "pins": pa.schema(
+        [
+            pa.field("pin_id", pa.int64(), nullable=False),
+            pa.field("board_id", pa.int64(), nullable=False),
+            pa.field("user_id", pa.int64(), nullable=False),
+            pa.field("image_uri", pa.string()),
+            pa.field("title", pa.string()),
+            pa.field("description", pa.string()),
+            pa.field("tags", pa.list_(pa.string())),
+            pa.field("created_at", TIMESTAMP),
+            pa.field("updated_at", TIMESTAMP),
+            pa.field("deleted", pa.bool_()),
+        ]
+    ),
+    "boards": pa.schema(
+        [
+            pa.field("board_id", pa.int64(), nullable=False),
+            pa.field("user_id", pa.int64(), nullable=False),
+            pa.field("title", pa.string()),
+            pa.field("created_at", TIMESTAMP),
+            pa.field("deleted", pa.bool_()),
+        ]
+    ),
+    "saves": pa.schema(
+        [
+            pa.field("user_id", pa.int64(), nullable=False),
+            pa.field("pin_id", pa.int64(), nullable=False),
+            pa.field("board_id", pa.int64(), nullable=False),
+            pa.field("saved_at", TIMESTAMP),
+            pa.field("deleted", pa.bool_()),
+        ]
+    ),
+}
+"""A day's export: folders `pins`, `boards` and `saves` of Parquet. The ids are required (`nullable=False`), and so is
+`image_uri` as a column; a missing other column reads as null, `deleted` as false. Columns not named here are ignored."""
+
+REQUIRED_EXPORT_COLUMNS: dict[str, tuple[str, ...]] = {
+    "pins": ("pin_id", "board_id", "user_id", "image_uri"),
+    "boards": ("board_id", "user_id"),
+    "saves": ("user_id", "pin_id", "board_id"),
+}
+
+
+def parse_ds(text: str) -> str:
+    """Returns `text` if it is a day written YYYY-MM-DD; raises ValueError with a sentence for people if not."""
+    try:
+        if not re.fullmatch(DS_PATTERN, text):
+            raise ValueError
+        return date.fromisoformat(text).isoformat()
+    except ValueError:
+        raise ValueError(f"not a day: {text!r} (a day is written YYYY-MM-DD, for example 2026-11-18)") from None
+
+
+def export_day_folder(exports_uri: str, ds: str) -> str:
+    """Where the export of day `ds` lies: `<exports_uri>/ds=<ds>`."""
+    return f"{exports_uri.rstrip('/')}/ds={parse_ds(ds)}"
+
+
+def pin_text(title: str | None, description: str | None, tags: Sequence[str | None] | None) -> str:
+    """The text that the encoder reads of a pin: title, description and tags as sentences; empty where there is none.
+
+    White space is folded, so that a change of it alone encodes nothing. Part of the content hash: a change of this
+    function is a change of every pin's content.
+
+    >>> pin_text("Red  bicycle ", None, ["bike", "transport"])
+    'Red bicycle. bike, transport'
+    """
+    joined_tags = ", ".join(tag for tag in (tags or ()) if tag)
+    parts = (" ".join(part.split()) for part in (title or "", description or "", joined_tags))
+    return ". ".join(part for part in parts if part)
+
+
+def content_sha256(image_sha256: bytes | None, text: str) -> str:
+    """The content hash: SHA-256 over the image's own SHA-256 (32 bytes, absent for a pin without one) and the UTF-8 text.
+
+    A marker byte keeps "no image, text t" apart from every "image, text".
+    """
+    image_part = b"\x00" if image_sha256 is None else b"\x01" + image_sha256
+    return hashlib.sha256(image_part + text.encode("utf-8")).hexdigest()

@@ -1,0 +1,1 @@
+"""The quality gate: what a night must show before anyone reads it."""

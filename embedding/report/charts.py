@@ -1,0 +1,246 @@
+"""Charts as inline SVG: stacked bars a night, and recall against latency. Numbers in, markup out.
+
+Colours are CSS classes, so that light and dark mode share one drawing. Every chart has an accessible name and description,
+and a tooltip (`<title>`) for each mark. The drawing is small on purpose: at a phone's width it is scaled by little, and its
+labels stay readable.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from embedding.index.release import SearchPoint
+from embedding.report.markup import Html, element, fragment
+
+WIDTH, HEIGHT = 400, 220
+_LEFT, _RIGHT, _TOP, _BOTTOM = 44, 8, 16, 26
+_LABEL_WIDTH = 40
+_MIN_VISIBLE = 1.5
+_MIN_BARS_TO_BREAK, _DWARFS = 4, 3.0
+_MAX_LABELLED_BARS = 10
+_CROWD = 1_000.0
+_CHAR_WIDTH, _LINE_HEIGHT = 6.2, 13.0
+
+Format = Callable[[float], str]
+
+
+@dataclass(frozen=True)
+class Series:
+    """One colour of a stacked chart; `kind` is its CSS class, None a value that is not known."""
+
+    name: str
+    kind: str
+    values: Sequence[float | None]
+
+
+@dataclass(frozen=True)
+class Bar:
+    """One place on the x axis: its short label, its full name, and whether it is to be marked as bad."""
+
+    label: str
+    name: str
+    bad: bool = False
+
+
+def stacked_bars(title: str, bars: Sequence[Bar], series: Sequence[Series], show: Format) -> Html:
+    """A bar for each night, its series stacked from zero; a legend where there is more than one."""
+    totals = [sum(one.values[i] or 0.0 for one in series) for i in range(len(bars))]
+    top, step = nice_axis(_worth_showing(totals))
+    drawing = [_y_axis(top, step, show), *(_bar(i, bars, series, totals, top, show) for i in range(len(bars)))]
+    names = ", ".join(one.name for one in series)
+    described = f"{names}; from {bars[0].name} to {bars[-1].name}, at most {show(max(totals))}" if bars else "no nights"
+    return _figure(title, described, drawing, [(one.name, one.kind) for one in series] if len(series) > 1 else [])
+
+
+def nice_axis(largest: float, ticks: int = 4) -> tuple[float, float]:
+    """(end of the axis, distance of its ticks): 1, 2 or 5 times a power of ten.
+
+    >>> nice_axis(37.0)
+    (40.0, 10.0)
+    """
+    if largest <= 0:
+        return 1.0, 1.0
+    raw = largest / ticks
+    power = 10.0 ** math.floor(math.log10(raw))
+    step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= raw * (1 - 1e-9))
+    return step * math.ceil(largest / step - 1e-9), step
+
+
+def _worth_showing(totals: Sequence[float]) -> float:
+    """The largest value that the axis must hold. One that dwarfs all others (the first load of a lake) does not count: its
+    bar is broken, so that the ordinary nights can be told apart."""
+    largest, second = [*sorted(totals, reverse=True), 0.0, 0.0][:2]
+    return 1.1 * second if len(totals) >= _MIN_BARS_TO_BREAK and largest > _DWARFS * second > 0 else largest
+
+
+def _figure(title: str, description: str, drawing: Sequence[Html], legend: Sequence[tuple[str, str]]) -> Html:
+    key = element("ul", [element("li", element("i", class_=f"swatch {kind}"), name) for name, kind in legend], class_="legend")
+    svg = element(
+        "svg",
+        element("title", title),
+        element("desc", description),
+        drawing,
+        viewBox=f"0 0 {WIDTH} {HEIGHT}",
+        role="img",
+        aria_label=f"{title}: {description}",
+    )
+    return element("figure", element("figcaption", element("h3", title), key if legend else None), svg, class_="chart card")
+
+
+def _text(x: float, y: float, words: str, anchor: str = "middle", kind: str | None = None) -> Html:
+    return element("text", words, x=_px(x), y=_px(y), text_anchor=anchor, class_=kind)
+
+
+def _px(value: float) -> str:
+    return f"{value:.1f}".removesuffix(".0")
+
+
+def _y_of(value: float, top: float, low: float = 0.0) -> float:
+    return _TOP + (HEIGHT - _TOP - _BOTTOM) * (1 - (value - low) / (top - low))
+
+
+def _y_axis(top: float, step: float, show: Format, low: float = 0.0) -> Html:
+    ticks = [low + i * step for i in range(round((top - low) / step) + 1)]
+    lines = [
+        fragment(
+            element("line", x1=_LEFT, x2=WIDTH - _RIGHT, y1=_px(_y_of(t, top, low)), y2=_px(_y_of(t, top, low)), class_="grid"),
+            _text(_LEFT - 6, _y_of(t, top, low) + 4, show(t), "end"),
+        )
+        for t in ticks
+    ]
+    return fragment(lines)
+
+
+def _bar(i: int, bars: Sequence[Bar], series: Sequence[Series], totals: Sequence[float], top: float, show: Format) -> Html:
+    slot = (WIDTH - _LEFT - _RIGHT) / len(bars)
+    width = min(slot * 0.72, 34.0)
+    middle = _LEFT + slot * (i + 0.5)
+    parts, base = [], _y_of(0, top)
+    broken = totals[i] > top * (1 + 1e-9)
+    scale = top / totals[i] if broken else 1.0
+    for one in series:
+        value = one.values[i]
+        if not value:
+            continue
+        # A handful of quarantined pins beside thousands would be thinner than a line: it has to be seen.
+        tall = max(_MIN_VISIBLE, _y_of(0, top) - _y_of(value * scale, top))
+        base -= tall
+        box = element("rect", x=_px(middle - width / 2), y=_px(base), width=_px(width), height=_px(tall), class_=one.kind)
+        parts.append(element("g", element("title", f"{bars[i].name}: {one.name} {show(value)}"), box))
+    known = any(one.values[i] is not None for one in series)
+    if broken:
+        parts += [_break(middle, width), _text(middle - width / 2, base - 4, show(totals[i]), "start", "value")]
+    elif len(bars) <= _MAX_LABELLED_BARS:
+        parts.append(_text(middle, base - 4, show(totals[i]) if known else "–", kind="value"))
+    return fragment(parts, _bar_label(i, bars, middle, slot))
+
+
+def _break(middle: float, width: float) -> Html:
+    """Two slanted gaps across a bar that is taller than the axis."""
+    left, right = _px(middle - width / 2 - 2), _px(middle + width / 2 + 2)
+    heights = (_TOP + 18, _TOP + 24)
+    return fragment([element("line", x1=left, x2=right, y1=y + 3, y2=y - 3, class_="break") for y in heights])
+
+
+def _bar_label(i: int, bars: Sequence[Bar], middle: float, slot: float) -> Html | None:
+    """The label below a bar. Where there is no room for all, the last night and every n-th before it keep theirs."""
+    every = max(1, math.ceil(_LABEL_WIDTH / slot))
+    if (len(bars) - 1 - i) % every:
+        return None
+    words = f"✕ {bars[i].label}" if bars[i].bad and every == 1 else bars[i].label
+    return _text(min(middle, WIDTH - _LABEL_WIDTH / 2 + 3), HEIGHT - 8, words, kind="bad" if bars[i].bad else None)
+
+
+def recall_against_latency(sweep: Sequence[SearchPoint], chosen_nprobe: int, goal: float) -> Html:
+    """A release's sweep: recall@10 against the median time of a query (log axis), with whiskers to its 99th percentile."""
+    axis = _LogAxis.around([point.p50_ms for point in sweep] + [point.p99_ms for point in sweep])
+    low, step = _recall_axis(min([goal, *(point.recall_at_10 for point in sweep)]))
+    y_of = {point.nprobe: _y_of(point.recall_at_10, 1.0, low) for point in sweep}
+    goal_y = _px(_y_of(goal, 1.0, low))
+    path = " ".join(f"{_px(axis.x_of(point.p50_ms))},{_px(y_of[point.nprobe])}" for point in sweep)
+    drawing = [
+        _y_axis(1.0, step, lambda tick: f"{tick:.2f}", low),
+        axis.draw(),
+        element("line", x1=_LEFT, x2=WIDTH - _RIGHT, y1=goal_y, y2=goal_y, class_="goal"),
+        element("polyline", points=path, class_="curve"),
+        *(_whisker(point, axis, y_of[point.nprobe]) for point in sweep),
+        *(_point(point, axis, y_of[point.nprobe], point.nprobe == chosen_nprobe) for point in sweep),
+        _point_labels(sweep, axis, y_of, chosen_nprobe),
+    ]
+    chosen = next((point for point in sweep if point.nprobe == chosen_nprobe), sweep[-1])
+    described = f"chosen: nprobe {chosen.nprobe}, recall {chosen.recall_at_10:.4f} at {chosen.p50_ms:.3f} ms; goal {goal}"
+    legend = [(f"goal {goal}", "goal"), (f"chosen: nprobe {chosen.nprobe}", "chosen"), ("up to the 99th percentile", "whisker")]
+    return _figure("Recall@10 against milliseconds a query", described, drawing, legend)
+
+
+def _recall_axis(lowest: float) -> tuple[float, float]:
+    """(start, tick distance) of the recall axis: as much of 0 to 1 as is needed."""
+    for low, step in ((0.9, 0.02), (0.8, 0.05), (0.6, 0.1), (0.5, 0.1)):
+        if lowest >= low + step / 4:
+            return low, step
+    return 0.0, 0.2
+
+
+@dataclass(frozen=True)
+class _LogAxis:
+    """Milliseconds on a logarithmic x axis."""
+
+    low: float
+    high: float
+
+    @classmethod
+    def around(cls, values: Sequence[float]) -> _LogAxis:
+        positive = [value for value in values if value > 0] or [1.0]
+        return cls(min(positive) / 1.25, max(positive) * 1.25)
+
+    def x_of(self, value: float) -> float:
+        place = math.log(max(value, self.low) / self.low) / math.log(self.high / self.low)
+        return _LEFT + 6 + place * (WIDTH - _LEFT - _RIGHT - 12)
+
+    def draw(self) -> Html:
+        """Lines at 1, 2 and 5 times the powers of ten; at the ones alone where that would be a crowd."""
+        powers = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1)
+        factors = (1, 2, 5) if self.high / self.low < _CROWD else (1,)
+        ticks = [factor * 10.0**power for power in powers for factor in factors]
+        return fragment([self._tick(tick) for tick in ticks if self.low <= tick <= self.high])
+
+    def _tick(self, value: float) -> Html:
+        x = self.x_of(value)
+        line = element("line", x1=_px(x), x2=_px(x), y1=_TOP, y2=HEIGHT - _BOTTOM, class_="grid")
+        return fragment(line, _text(x, HEIGHT - 8, f"{value:g}"))
+
+
+def _whisker(point: SearchPoint, axis: _LogAxis, y: float) -> Html:
+    start, end = axis.x_of(point.p50_ms), axis.x_of(point.p99_ms)
+    line = element("line", x1=_px(start), x2=_px(end), y1=_px(y), y2=_px(y), class_="whisker")
+    return fragment(line, element("line", x1=_px(end), x2=_px(end), y1=_px(y - 3), y2=_px(y + 3), class_="whisker"))
+
+
+def _point(point: SearchPoint, axis: _LogAxis, y: float, chosen: bool) -> Html:
+    said = f"nprobe {point.nprobe}: recall {point.recall_at_10:.4f}, p50 {point.p50_ms:.3f} ms, p99 {point.p99_ms:.3f} ms"
+    kind = "point chosen" if chosen else "point"
+    dot = element("circle", cx=_px(axis.x_of(point.p50_ms)), cy=_px(y), r=6 if chosen else 3.5, class_=kind)
+    return element("g", element("title", said), dot)
+
+
+def _point_labels(sweep: Sequence[SearchPoint], axis: _LogAxis, y_of: dict[int, float], chosen: int) -> Html:
+    """Each point's nprobe where it fits without touching another label; the chosen one's first."""
+    taken: list[tuple[float, float, float, float]] = []
+    labels = []
+    for point in sorted(sweep, key=lambda point: (point.nprobe != chosen, point.nprobe)):
+        words = str(point.nprobe)
+        half = len(words) * _CHAR_WIDTH / 2
+        x, y = axis.x_of(point.p50_ms), y_of[point.nprobe]
+        for shift_x, shift_y in ((-half - 9, -5.0), (0.0, -10.0), (half + 4, 16.0), (0.0, 19.0)):
+            box = (x + shift_x - half, y + shift_y - _LINE_HEIGHT + 3, x + shift_x + half, y + shift_y + 3)
+            if box[0] > _LEFT and box[1] > 0 and box[3] < HEIGHT - _BOTTOM and not any(_overlap(box, other) for other in taken):
+                taken.append(box)
+                labels.append(_text(x + shift_x, y + shift_y, words, kind="value"))
+                break
+    return fragment(labels)
+
+
+def _overlap(one: tuple[float, float, float, float], other: tuple[float, float, float, float]) -> bool:
+    return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]

@@ -1,0 +1,240 @@
+"""Where everything of one pinlake lies, and its Delta tables: open, and commit a day atomically.
+
+Two rules of Delta that this file exists for (docs/decisions/0002-one-commit-a-day.md): a day's partition is replaced in
+one transaction by files that executors staged before, and two runs of one day never mix, because each commit carries
+the day's transaction number and is refused if another run has moved it since the run looked.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+from deltalake import DeltaTable, Schema
+from deltalake.exceptions import CommitFailedError, DeltaError
+from deltalake.transaction import AddAction, CommitProperties, RemoveAction, Transaction
+
+from embedding.contracts import TABLES, TableContract
+from embedding.tables import storage
+from embedding.tables.staging import StagedFile
+
+Partition = Mapping[str, str | None]
+
+_MAX_COMMIT_ATTEMPTS = 30
+
+log = logging.getLogger("pinlake")
+
+
+class DayChangedError(Exception):
+    """Another run committed this partition after ours had read it: what we staged answers an old question."""
+
+
+@dataclass(frozen=True)
+class Lake:
+    """The addresses below one home (a folder or an object-store prefix). Creates nothing by itself."""
+
+    home: str
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "home", storage.normalise_uri(self.home))
+
+    def table_uri(self, contract: TableContract) -> str:
+        return f"{self.home}/tables/{contract.name}"
+
+    @property
+    def releases_uri(self) -> str:
+        return f"{self.home}/releases/pins"
+
+    def run_uri(self, ds: str, run_id: str) -> str:
+        """Folder for what the steps of one run tell each other (statistics; never data)."""
+        slug = "".join(c if c.isalnum() or c in "-_" else "_" for c in run_id)
+        return f"{self.home}/runs/ds={ds}/{slug}"
+
+    def exists(self, contract: TableContract) -> bool:
+        return DeltaTable.is_deltatable(self.table_uri(contract))
+
+    def open(self, contract: TableContract, version: int | None = None) -> DeltaTable:
+        """The table, created with its constraints on first use. `version` opens an earlier one."""
+        if not self.exists(contract):
+            self._create(contract)
+        return DeltaTable(self.table_uri(contract), version=version)
+
+    def _create(self, contract: TableContract) -> None:
+        table = DeltaTable.create(
+            self.table_uri(contract),
+            Schema.from_arrow(contract.schema),
+            mode="ignore",
+            partition_by=list(contract.partition_by),
+            name=contract.name,
+            description=contract.about,
+            configuration={"delta.enableChangeDataFeed": "false", "delta.logRetentionDuration": "interval 90 days"},
+        )
+        for name, expression in contract.constraints.items():
+            try:
+                table.alter.add_constraint({name: expression})
+            except DeltaError:
+                # Two first nights may create the table side by side: the other one's constraint is as good.
+                table.update_incremental()
+                if f"delta.constraints.{name}" not in table.metadata().configuration:
+                    raise
+
+    def create_all(self) -> None:
+        for contract in TABLES.values():
+            self.open(contract)
+
+
+@dataclass(frozen=True)
+class DataFile:
+    """One live data file of a table: `uri`, and the values of its partition columns."""
+
+    uri: str
+    size_bytes: int
+    num_rows: int
+    partition: dict[str, str | None]
+
+
+PartitionFilter = Callable[[Partition], bool]
+
+
+def partition_is(**values: str | None) -> PartitionFilter:
+    """A filter for the partitions whose columns have these values."""
+    return lambda partition: all(partition[name] == value for name, value in values.items())
+
+
+def data_files(table: DeltaTable, where: PartitionFilter | None = None) -> list[DataFile]:
+    """The files of a table's snapshot in the partitions that `where` keeps (all without it). Reads the log only, no data."""
+    rows = pa.table(table.get_add_actions(flatten=True)).to_pylist()
+    root = storage.normalise_uri(table.table_uri)
+    files = [
+        DataFile(
+            uri=f"{root}/{row['path']}",
+            size_bytes=row["size_bytes"],
+            num_rows=row["num_records"] or 0,
+            partition={key.removeprefix("partition."): row[key] for key in row if key.startswith("partition.")},
+        )
+        for row in rows
+    ]
+    return [file for file in files if where is None or where(file.partition)]
+
+
+def _transaction_app(partition: Partition) -> str:
+    return "/".join(f"{key}={value}" for key, value in partition.items())
+
+
+def partition_version(table: DeltaTable, partition: Partition) -> int:
+    """How often this partition has been committed: read it when planning, hand it to `replace_partition`."""
+    return table.transaction_version(_transaction_app(partition)) or 0
+
+
+def _remove_action(row: Mapping[str, Any], partition: Partition, now_ms: int) -> RemoveAction:
+    return RemoveAction(
+        path=row["path"],
+        data_change=True,
+        deletion_timestamp=now_ms,
+        size=row["size_bytes"],
+        partition_values=dict(partition),
+    )
+
+
+def _actions(table: DeltaTable, partition: Partition, staged: Sequence[StagedFile]) -> list[AddAction | RemoveAction]:
+    now_ms = int(time.time() * 1000)
+    adds = [
+        AddAction(
+            path=file.path,
+            size=file.size_bytes,
+            partition_values=dict(partition),
+            modification_time=now_ms,
+            data_change=True,
+            stats=file.stats,
+        )
+        for file in staged
+    ]
+    present = pa.table(table.get_add_actions(flatten=True)).to_pylist()
+    removes = [
+        _remove_action(row, partition, now_ms)
+        for row in present
+        if all(row[f"partition.{key}"] == value for key, value in partition.items())
+    ]
+    return [*removes, *adds]
+
+
+def discard(lake: Lake, contract: TableContract, staged: Sequence[StagedFile]) -> None:
+    """Deletes staged files that will not be committed."""
+    for file in staged:
+        storage.delete_quietly(f"{lake.table_uri(contract)}/{file.path}")
+
+
+def replace_partition(
+    lake: Lake,
+    contract: TableContract,
+    partition: Partition,
+    staged: Sequence[StagedFile],
+    *,
+    expected_version: int,
+    run_id: str,
+    sleep: Callable[[float], None] = time.sleep,
+) -> int:
+    """Makes `staged` the whole content of `partition`, in one Delta transaction. Returns the table's new version.
+
+    Commits of other partitions that come between are no obstacle: the commit is built again on top of them. A commit of
+    this one raises DayChangedError: nothing was committed, and the staged files are gone. With nothing staged over nothing
+    present, nothing is written.
+
+    Args:
+        partition: A value for every partition column of the table.
+        expected_version: `partition_version` of the snapshot that the caller planned with.
+        sleep: Waits between attempts; a parameter for tests.
+    """
+    if set(partition) != set(contract.partition_by):
+        raise ValueError(f"{contract.name} is partitioned by {contract.partition_by}, not by {tuple(partition)}")
+    for attempt in range(_MAX_COMMIT_ATTEMPTS):
+        table = lake.open(contract)
+        if partition_version(table, partition) != expected_version:
+            discard(lake, contract, staged)
+            raise DayChangedError(f"{contract.name}, {_transaction_app(partition)}: committed by another run meanwhile")
+        actions = _actions(table, partition, staged)
+        if not actions:
+            return table.version()
+        transaction = Transaction(_transaction_app(partition), expected_version + 1)
+        properties = CommitProperties(
+            app_transactions=[transaction], custom_metadata={"run_id": run_id, "partition": _transaction_app(partition)}
+        )
+        try:
+            table.create_write_transaction(
+                actions, "append", table.schema(), list(contract.partition_by), commit_properties=properties
+            )
+            return DeltaTable(lake.table_uri(contract)).version()
+        except CommitFailedError:
+            sleep(random.uniform(0.05, 0.2) * min(attempt + 1, 10))  # noqa: S311 - jitter, no secret
+    raise CommitFailedError(f"{contract.name}: no commit in {_MAX_COMMIT_ATTEMPTS} attempts, others were always faster")
+
+
+@dataclass(frozen=True)
+class Replacement:
+    """What `replace_partition` is to do with one table."""
+
+    contract: TableContract
+    partition: Partition
+    staged: Sequence[StagedFile]
+    expected_version: int
+
+
+def replace_in_order(lake: Lake, replacements: Sequence[Replacement], *, run_id: str) -> None:
+    """Commits several tables one after the other, the decisive one last.
+
+    A DayChangedError, from any of them, leaves no staged file behind; the tables before it are committed, and equal to what
+    the winner wrote or will write (docs/decisions/0002-one-commit-a-day.md).
+    """
+    for done, r in enumerate(replacements):
+        try:
+            replace_partition(lake, r.contract, r.partition, r.staged, expected_version=r.expected_version, run_id=run_id)
+        except DayChangedError:
+            for rest in replacements[done + 1 :]:
+                discard(lake, rest.contract, rest.staged)
+            raise
+        log.info("%s: %d rows in %d files", r.contract.name, sum(f.num_rows for f in r.staged), len(r.staged))

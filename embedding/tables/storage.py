@@ -1,0 +1,108 @@
+"""Files of the lake at any address: local paths, file://, s3://, gs:// or what fsspec knows.
+
+Small files only (pointers, manifests, statistics) and the opening of large ones; tables are read and written through
+deltalake and pyarrow.
+"""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Iterator
+from functools import lru_cache
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import pyarrow.fs as pafs
+
+
+def normalise_uri(address: str) -> str:
+    """An absolute local path for local addresses, the URI without a trailing slash for any other."""
+    if "://" not in address:
+        return str(Path(address).expanduser().resolve())
+    parts = urlsplit(address)
+    if parts.scheme == "file":
+        return str(Path(unquote(parts.path)).resolve())
+    return address.rstrip("/")
+
+
+def is_local(uri: str) -> bool:
+    return "://" not in uri
+
+
+@lru_cache(maxsize=64)
+def _remote_filesystem(scheme: str, netloc: str) -> pafs.FileSystem:
+    try:
+        filesystem, _ = pafs.FileSystem.from_uri(f"{scheme}://{netloc}/")
+        return filesystem
+    except (ValueError, OSError):
+        import fsspec
+
+        return pafs.PyFileSystem(pafs.FSSpecHandler(fsspec.filesystem(scheme)))
+
+
+def filesystem_of(uri: str) -> tuple[pafs.FileSystem, str]:
+    """The Arrow filesystem that serves `uri`, and the path within it."""
+    uri = normalise_uri(uri)
+    if is_local(uri):
+        return pafs.LocalFileSystem(), uri
+    parts = urlsplit(uri)
+    return _remote_filesystem(parts.scheme, parts.netloc), parts.netloc + parts.path
+
+
+def exists(uri: str) -> bool:
+    filesystem, path = filesystem_of(uri)
+    return bool(filesystem.get_file_info(path).type != pafs.FileType.NotFound)
+
+
+def read_bytes(uri: str) -> bytes:
+    """The whole file. Raises FileNotFoundError."""
+    filesystem, path = filesystem_of(uri)
+    with filesystem.open_input_stream(path, compression=None) as stream:
+        return bytes(stream.readall())
+
+
+def write_atomic(uri: str, data: bytes) -> None:
+    """Writes a file so that a reader sees the old one or the new one, never a part.
+
+    Locally a temporary file is renamed over the old one after its bytes have reached the disk; an object store's put is
+    atomic by itself.
+    """
+    filesystem, path = filesystem_of(uri)
+    if not isinstance(filesystem, pafs.LocalFileSystem):
+        with filesystem.open_output_stream(path, compression=None) as stream:
+            stream.write(data)
+        return
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(target)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def list_files(uri: str, suffix: str = "") -> Iterator[tuple[str, int]]:
+    """(URI, size in bytes) of each file below `uri` whose name ends in `suffix`, in order; nothing where there is no folder.
+
+    Names that start with `_` or `.` are markers and unfinished files, and are left out, as Spark does.
+    """
+    filesystem, path = filesystem_of(uri)
+    prefix = "" if is_local(normalise_uri(uri)) else f"{urlsplit(uri).scheme}://"
+    infos = filesystem.get_file_info(pafs.FileSelector(path, recursive=True, allow_not_found=True))
+    for info in sorted(infos, key=lambda i: i.path):
+        if info.type == pafs.FileType.File and info.base_name.endswith(suffix) and info.base_name[0] not in "_.":
+            yield prefix + info.path, info.size
+
+
+def delete_quietly(uri: str) -> None:
+    """Deletes a file that may be gone already: for cleaning up after an attempt that failed."""
+    filesystem, path = filesystem_of(uri)
+    try:
+        filesystem.delete_file(path)
+    except OSError:
+        return

@@ -1,0 +1,170 @@
+"""Checks an embedded day and writes its row of `nights`. Exits with 3 where the night must not be read.
+
+    spark-submit jobs/check_night.py --home .pinlake --ds 2026-11-18 --run-id by-hand --encoder pinclip-base
+
+All counts come from the tables and from the export's own footers, none from what the earlier steps say they did.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from deltalake import write_deltalake
+from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import functions as F
+
+from embedding.contracts import EMBEDDING_DIM, NIGHTS, PIN_EMBEDDINGS, PINS, QUARANTINE
+from embedding.encoder.config import ConfigError, embedding_version, load_config
+from embedding.quality.gate import NORM_TOLERANCE, NightCounts, VectorFacts, check_counts, check_vectors
+from embedding.tables.exports import ExportError
+from embedding.tables.lake import Lake, Partition, partition_is
+from jobs.session import (
+    EXIT_GATE_FAILED,
+    ArrowRows,
+    StepStatistics,
+    arguments,
+    log,
+    map_arrow,
+    read_table,
+    run_program,
+    spark_session,
+)
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = arguments(__doc__, encoder=True)
+    parser.add_argument("--min-coverage", type=float, default=0.9, help="smallest share of landed pins with a vector")
+    return parser.parse_args(argv)
+
+
+def count_new(pins_before: DataFrame, usable: DataFrame) -> int:
+    """How many of the day's pins were not alive before it: never seen, or deleted when last seen."""
+    last = (
+        pins_before.join(usable.select("pin_id"), "pin_id", "left_semi")
+        .groupBy("pin_id")
+        .agg(F.max_by("deleted", "ds").alias("deleted"))
+    )
+    return usable.join(last.where(~F.col("deleted")), "pin_id", "left_anti").count()
+
+
+def count_night(spark: SparkSession, lake: Lake, ds: str, version: str, run_id: str, exported: int) -> NightCounts:
+    pins = lake.open(PINS)
+    day = read_table(spark, pins, ["pin_id", "deleted"], partition_is(ds=ds)).persist()
+    before = read_table(spark, pins, ["pin_id", "deleted", "ds"], lambda partition: str(partition["ds"]) < ds)
+    usable = day.where(~F.col("deleted"))
+    columns = ["content_sha256", "encoded_by"]
+    vectors = read_table(spark, lake.open(PIN_EMBEDDINGS), columns, partition_is(ds=ds, embedding_version=version))
+    totals = vectors.agg(
+        F.count("*").alias("embedded"),
+        F.count_distinct(F.when(F.col("encoded_by") == run_id, F.col("content_sha256"))).alias("encoded"),
+    ).first()
+    assert totals is not None, "an aggregate without groups has one row"
+
+    def of_this_night(partition: Partition) -> bool:
+        return partition["ds"] == ds and partition["embedding_version"] in (None, version)
+
+    quarantined = read_table(spark, lake.open(QUARANTINE), ["entity"], of_this_night).where(F.col("entity") == "pin")
+    return NightCounts(
+        exported=exported,
+        deleted=day.where("deleted").count(),
+        landed_usable=usable.count(),
+        new=count_new(before, usable),
+        embedded=totals.embedded,
+        encoded=totals.encoded,
+        quarantined=quarantined.count(),
+    )
+
+
+_PARTIAL = pa.schema([("wrong_dimension", pa.int64()), ("off_norm", pa.int64()), ("sum", pa.list_(pa.float64()))])
+
+
+def _look_at_vectors(batches: ArrowRows) -> ArrowRows:
+    """A partition's counts, and the sum of its vectors."""
+    wrong, off, total = 0, 0, np.zeros(EMBEDDING_DIM)
+    for batch in batches:
+        column = batch.column("embedding")
+        lengths = np.diff(column.offsets.to_numpy())
+        wrong += int((lengths != EMBEDDING_DIM).sum())
+        good = column.filter(pa.array(lengths == EMBEDDING_DIM))
+        vectors_ND = good.flatten().to_numpy(zero_copy_only=False).reshape(-1, EMBEDDING_DIM).astype(np.float64)
+        norms = np.linalg.norm(vectors_ND, axis=1)
+        off += int((~(np.abs(norms - 1) <= NORM_TOLERANCE)).sum())
+        total += np.nan_to_num(vectors_ND).sum(axis=0)
+    yield pa.RecordBatch.from_pylist([{"wrong_dimension": wrong, "off_norm": off, "sum": total.tolist()}], schema=_PARTIAL)
+
+
+def vector_facts(spark: SparkSession, lake: Lake, ds: str, version: str) -> VectorFacts:
+    vectors = read_table(
+        spark, lake.open(PIN_EMBEDDINGS), ["pin_id", "embedding"], partition_is(ds=ds, embedding_version=version)
+    )
+    parts = map_arrow(vectors.select("embedding"), _look_at_vectors, _PARTIAL).collect()
+    rows, pins = vectors.count(), vectors.select("pin_id").distinct().count()
+    total = np.sum([part["sum"] for part in parts], axis=0) if parts else np.zeros(EMBEDDING_DIM)
+    return VectorFacts(
+        wrong_dimension=sum(part.wrong_dimension for part in parts),
+        off_norm=sum(part.off_norm for part in parts),
+        duplicate_keys=rows - pins,
+        mean_vector_norm=float(np.linalg.norm(total) / rows) if rows else None,
+    )
+
+
+def write_night(lake: Lake, row: Mapping[str, Any]) -> None:
+    """The run's row; a retry of the check replaces its own."""
+    run_id, ds = str(row["run_id"]).replace("'", "''"), row["ds"]
+    lake.open(NIGHTS)
+    write_deltalake(
+        lake.table_uri(NIGHTS),
+        pa.Table.from_pylist([dict(row)], schema=NIGHTS.schema),
+        mode="overwrite",
+        predicate=f"run_id = '{run_id}' AND ds = '{ds}'",
+    )
+
+
+def night_row(lake: Lake, args: argparse.Namespace, version: str, counts: NightCounts, failures: list[str]) -> dict[str, Any]:
+    land, embed = (StepStatistics.read(lake, args.ds, args.run_id, step) for step in ("land", "embed"))
+    encode_s = embed.get("encode_s")
+    return {
+        "run_id": args.run_id,
+        "ds": args.ds,
+        "embedding_version": version,
+        "status": "failed" if failures else "passed",
+        "failures": failures,
+        **{name: getattr(counts, name) for name in ("landed", "new", "changed", "deleted", "embedded", "encoded")},
+        "reused": counts.reused,
+        "quarantined": counts.quarantined,
+        "coverage": counts.coverage,
+        "images_per_s": counts.encoded / encode_s if encode_s and counts.encoded else None,
+        "land_s": land.get("seconds"),
+        "embed_s": embed.get("seconds"),
+        "encode_s": encode_s,
+        "pins_version": lake.open(PINS).version(),
+        "pin_embeddings_version": lake.open(PIN_EMBEDDINGS).version(),
+        "checked_at": datetime.now(UTC),
+    }
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = parse_args(argv)
+    lake = Lake(args.home)
+    version = str(embedding_version(load_config(args.encoder)))
+    exported = StepStatistics.read(lake, args.ds, args.run_id, "land").get("export_pin_rows")
+    if exported is None:
+        raise ExportError(f"{args.ds} was not landed by run {args.run_id}: run land_exports.py with the same --run-id first")
+    spark = spark_session(f"check {args.ds}")
+    counts = count_night(spark, lake, args.ds, version, args.run_id, exported)
+    failures = check_counts(counts, args.min_coverage)
+    failures += check_vectors(vector_facts(spark, lake, args.ds, version), counts.embedded)
+    write_night(lake, night_row(lake, args, version, counts, failures))
+    for failure in failures:
+        log.error("%s: %s", args.ds, failure)
+    log.info("%s: %s", args.ds, counts)
+    return EXIT_GATE_FAILED if failures else 0
+
+
+if __name__ == "__main__":
+    run_program(main, ConfigError, ExportError)

@@ -1,0 +1,183 @@
+"""Lands a day's export in the tables `pins`, `boards` and `saves`; rows that cannot land go to `quarantine`.
+
+    spark-submit jobs/land_exports.py --home .pinlake --exports .pinlake/exports --ds 2026-11-18 --run-id by-hand
+
+Each table's day is replaced by one Delta commit, `pins` last. An export that has landed already, byte for byte, changes
+nothing. Of two rows with one key the later `updated_at` lands (a deletion wins a tie), the other is quarantined.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterable, Sequence
+from functools import partial
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from pyspark.sql import DataFrame, SparkSession, Window
+from pyspark.sql import functions as F
+
+from embedding.contracts import BOARDS, EXPORT_SCHEMAS, PINS, QUARANTINE, SAVES, Reason, Stage, TableContract
+from embedding.tables.exports import (
+    ENTITY_OF,
+    JUDGED_COLUMNS,
+    ExportError,
+    ExportFile,
+    export_sha256,
+    file_sha256,
+    find_export,
+    judge_rows,
+    read_export_file,
+)
+from embedding.tables.lake import DayChangedError, Lake, Replacement, partition_is, partition_version, replace_in_order
+from embedding.tables.staging import StagedFile, Stager
+from jobs.session import (
+    ArrowRows,
+    StepStatistics,
+    arguments,
+    contract_partition,
+    log,
+    map_arrow,
+    per_item,
+    read_table,
+    run_program,
+    spark_session,
+    stage,
+    until_settled,
+    with_columns,
+)
+
+CONTRACTS: dict[str, TableContract] = {"boards": BOARDS, "saves": SAVES, "pins": PINS}
+KEYS = {"pins": ["pin_id"], "boards": ["board_id"], "saves": ["user_id", "pin_id", "board_id"]}
+ORDER = {"pins": "updated_at", "boards": "created_at", "saves": "saved_at"}
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = arguments(__doc__)
+    parser.add_argument("--exports", help="where the days lie; default <home>/exports")
+    return parser.parse_args(argv)
+
+
+def hash_files(spark: SparkSession, files: list[ExportFile]) -> dict[str, str]:
+    """The export's fingerprint, an entity at a time, hashed by the executors."""
+    schema = pa.schema([("entity", pa.string()), ("uri", pa.string())])
+
+    def digest(batches: ArrowRows) -> ArrowRows:
+        for batch in batches:
+            rows = [(row["entity"], file_sha256(row["uri"])) for row in batch.to_pylist()]
+            yield pa.RecordBatch.from_pylist([{"entity": e, "uri": d} for e, d in rows], schema=schema)
+
+    rows = map_arrow(per_item(spark, [vars(file) for file in files], schema), digest, schema).collect()
+    return {name: export_sha256(name, [row.uri for row in rows if row.entity == name]) for name in CONTRACTS}
+
+
+def read_judged(spark: SparkSession, entity: str, files: list[ExportFile]) -> DataFrame:
+    """The entity's rows in the contract's types, each with its `reason` if it may not land."""
+    schema = pa.schema([*EXPORT_SCHEMAS[entity], *[pa.field(name, pa.string()) for name in JUDGED_COLUMNS]])
+    uris = [{"uri": file.uri} for file in files if file.entity == entity]
+
+    def read(batches: ArrowRows) -> ArrowRows:
+        for batch in batches:
+            for uri in batch.column("uri").to_pylist():
+                for rows in read_export_file(entity, uri):
+                    yield judge_rows(entity, rows)
+
+    return map_arrow(per_item(spark, uris, pa.schema([("uri", pa.string())])), read, schema)
+
+
+def transform(entity: str, judged: DataFrame) -> DataFrame:
+    """Marks all but one of the usable rows that share a key as duplicates."""
+    order = [F.col(ORDER[entity]).desc_nulls_last(), F.col("deleted").desc(), F.xxhash64(*judged.columns).asc()]
+    usable = F.col("reason").isNull()
+    rank = F.row_number().over(Window.partitionBy(usable, *KEYS[entity]).orderBy(*order))
+    duplicate = usable & (F.col("rank") > 1)
+    # Of a deletion nothing but the fact is kept: what the platform deletes must not live on here.
+    forgotten = [n for n in judged.columns if n not in (*KEYS[entity], "deleted", "source_sha256", "reason", "detail")]
+    return (
+        judged.withColumn("rank", rank)
+        .withColumns({name: F.when(~F.col("deleted"), F.col(name)) for name in forgotten})
+        .withColumn("detail", F.when(duplicate, "another row of this day has the same key").otherwise(F.col("detail")))
+        .withColumn("reason", F.when(duplicate, Reason.DUPLICATE_ID.value).otherwise(F.col("reason")))
+        .drop("rank")
+    )
+
+
+def stage_rows(lake: Lake, entity: str, ds: str, constants: dict[str, str | None], batches: ArrowRows) -> Iterable[StagedFile]:
+    """Writes the usable rows as files of the entity's table, the others as files of `quarantine`."""
+    contract = CONTRACTS[entity]
+    quarantine = contract_partition(QUARANTINE, ds=ds, stage=Stage.LAND, embedding_version=None)
+    missing: dict[str, str | None] = {"content_sha256": None, "image_uri": None}
+    with (
+        Stager(lake.table_uri(contract), contract, {"ds": ds}) as landed,
+        Stager(lake.table_uri(QUARANTINE), QUARANTINE, quarantine) as rejected,
+    ):
+        for batch in batches:
+            usable = pc.is_null(batch.column("reason"))
+            landed.add(with_columns(batch.filter(usable), constants))
+            bad = batch.filter(pc.invert(usable))
+            extra = {k: v for k, v in missing.items() if k not in bad.schema.names} | {"entity": ENTITY_OF[entity]}
+            bad = with_columns(bad, constants | extra)
+            if "pin_id" not in bad.schema.names:
+                bad = bad.append_column("pin_id", pa.nulls(bad.num_rows, pa.int64()))
+            rejected.add(_cut_detail(bad))
+        landed.flush()
+        rejected.flush()
+    return [*landed.files, *rejected.files]
+
+
+def _cut_detail(batch: pa.RecordBatch) -> pa.RecordBatch:
+    for name in ("detail", "image_uri"):
+        index = batch.schema.get_field_index(name)
+        batch = batch.set_column(index, name, pc.utf8_slice_codeunits(batch.column(index), 0, 500))
+    return batch
+
+
+def already_landed(spark: SparkSession, lake: Lake, ds: str, hashes: dict[str, str]) -> bool:
+    """Whether `pins`, the last to be committed, holds this very export of the day."""
+    table = lake.open(PINS)
+    found = read_table(spark, table, ["export_sha256"], partition_is(ds=ds)).distinct().limit(2).collect()
+    return [row.export_sha256 for row in found] == [combined(hashes)]
+
+
+def combined(hashes: dict[str, str]) -> str:
+    return export_sha256("day", list(hashes.values()))
+
+
+def land_day(spark: SparkSession, lake: Lake, files: list[ExportFile], ds: str, run_id: str, sha256: str) -> None:
+    """Stages every entity, then commits: quarantine, boards, saves and last pins, whose commit says that the day is in."""
+    constants: dict[str, str | None] = {"export_sha256": sha256, "run_id": run_id}
+    partitions: dict[str, dict[str, str | None]] = {name: {"ds": ds} for name in CONTRACTS}
+    partitions["quarantine"] = contract_partition(QUARANTINE, ds=ds, stage=Stage.LAND, embedding_version=None)
+    tables = {"quarantine": QUARANTINE, **CONTRACTS}
+    seen = {name: partition_version(lake.open(tables[name]), partitions[name]) for name in tables}
+    staged: dict[str, list[StagedFile]] = {name: [] for name in tables}
+    for entity in CONTRACTS:
+        rows = transform(entity, read_judged(spark, entity, files))
+        for name, found in stage(rows, partial(stage_rows, lake, entity, ds, constants)).items():
+            staged[name] += found
+    changes = [Replacement(tables[name], partitions[name], staged[name], seen[name]) for name in tables]
+    replace_in_order(lake, changes, run_id=run_id)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args = parse_args(argv)
+    lake = Lake(args.home)
+    statistics = StepStatistics(lake, args.ds, args.run_id, "land")
+    files = find_export(args.exports or f"{lake.home}/exports", args.ds)
+    lake.create_all()
+    spark = spark_session(f"land {args.ds}")
+    hashes = hash_files(spark, files)
+    statistics.values["export_pin_rows"] = sum(file.num_rows for file in files if file.entity == "pins")
+
+    def land() -> None:
+        if already_landed(spark, lake, args.ds, hashes):
+            log.info("%s has landed already, from this very export", args.ds)
+        else:
+            land_day(spark, lake, files, args.ds, args.run_id, combined(hashes))
+
+    until_settled(land)
+    statistics.write()
+
+
+if __name__ == "__main__":
+    run_program(main, ExportError, DayChangedError)

@@ -1,0 +1,190 @@
+"""What every Spark program here shares: arguments, session, reading Delta tables, staging files, statistics of a run.
+
+Delta tables are read by executors through pyarrow, file by file from the snapshot's log, so that no jar is needed and
+every address that the library knows works the same on every master.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from deltalake import DeltaTable
+from pyspark import TaskContext
+from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql.pandas.types import from_arrow_schema
+from pyspark.sql.types import StructType
+
+from embedding.contracts import TableContract, parse_ds
+from embedding.tables import storage
+from embedding.tables.lake import DayChangedError, Lake, PartitionFilter, data_files
+from embedding.tables.staging import STAGED_SCHEMA, StagedFile, describe_staged, staged_files
+
+ArrowRows = Iterator[pa.RecordBatch]
+
+EXIT_BAD_INPUT = 2
+"""The day's data or the arguments are at fault: a retry without a change will fail again."""
+EXIT_GATE_FAILED = 3
+"""The quality gate said no."""
+
+log = logging.getLogger("pinlake")
+
+
+def day_argument(text: str) -> str:
+    try:
+        return parse_ds(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def arguments(about: str | None, *, ds: bool = True, encoder: bool = False) -> argparse.ArgumentParser:
+    """A parser with the arguments that the programs share."""
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--home", required=True, help="where the tables and releases lie: a folder or an object-store URI")
+    parser.add_argument("--run-id", required=True, help="names this run in the rows that it writes")
+    if ds:
+        parser.add_argument("--ds", required=True, type=day_argument, help="the data's day, YYYY-MM-DD")
+    if encoder:
+        parser.add_argument("--encoder", default="pinclip-base", help="name or path of an encoder's config")
+    return parser
+
+
+def spark_session(name: str) -> SparkSession:
+    """The session. Master and resources come from spark-submit or its defaults; only what results depend on is set here."""
+    return (
+        SparkSession.builder.appName(f"pinlake {name}")
+        .config("spark.sql.session.timeZone", "UTC")
+        .config("spark.sql.execution.arrow.maxRecordsPerBatch", "1024")
+        .config("spark.log.level", "WARN")
+        .config("spark.ui.showConsoleProgress", "false")
+        .getOrCreate()
+    )
+
+
+def run_program(main: Callable[[], int | None], *expected: type[Exception]) -> None:
+    """Runs a program's main. An error of the `expected` kinds ends it with a sentence and EXIT_BAD_INPUT, no traceback."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stdout)
+    logging.getLogger("py4j").setLevel(logging.WARNING)
+    try:
+        sys.exit(main() or 0)
+    except expected as error:
+        log.error("%s", error)
+        sys.exit(EXIT_BAD_INPUT)
+
+
+def spark_schema(schema: pa.Schema) -> StructType:
+    nullable = pa.schema([field.with_nullable(True) for field in schema])
+    return from_arrow_schema(nullable)
+
+
+def per_item(spark: SparkSession, items: Sequence[Mapping[str, Any]], schema: pa.Schema) -> DataFrame:
+    """A DataFrame with a partition for each of a few items (files, say), so that executors share them out."""
+    rows = [tuple(item[name] for name in schema.names) for item in items]
+    slices = max(1, min(len(rows), 4 * spark.sparkContext.defaultParallelism))
+    return spark.createDataFrame(spark.sparkContext.parallelize(rows, slices), spark_schema(schema))
+
+
+def map_arrow(frame: DataFrame, function: Callable[[ArrowRows], ArrowRows], schema: pa.Schema) -> DataFrame:
+    return frame.mapInArrow(function, spark_schema(schema))
+
+
+def read_table(
+    spark: SparkSession, table: DeltaTable, columns: Sequence[str], where: PartitionFilter | None = None
+) -> DataFrame:
+    """Columns of a Delta snapshot, of the partitions that `where` keeps, as a DataFrame."""
+    partition_columns = table.metadata().partition_columns
+    arrow = pa.schema(table.schema().to_arrow())
+    wanted = pa.schema([arrow.field(name) for name in columns])
+    files = [{"uri": file.uri, "partition": json.dumps(file.partition)} for file in data_files(table, where)]
+    frame = per_item(spark, files, pa.schema([("uri", pa.string()), ("partition", pa.string())]))
+    in_file = [name for name in columns if name not in partition_columns]
+
+    def scan(batches: ArrowRows) -> ArrowRows:
+        for batch in batches:
+            for row in batch.to_pylist():
+                yield from _scan_file(row["uri"], json.loads(row["partition"]), in_file, wanted)
+
+    return map_arrow(frame, scan, wanted)
+
+
+def _scan_file(uri: str, partition: Mapping[str, str | None], in_file: list[str], wanted: pa.Schema) -> ArrowRows:
+    filesystem, path = storage.filesystem_of(uri)
+    with pq.ParquetFile(path, filesystem=filesystem) as file:
+        for batch in file.iter_batches(batch_size=8_192, columns=in_file):
+            columns = [
+                batch.column(f.name).cast(f.type)
+                if f.name in in_file
+                else pa.array([partition[f.name]] * batch.num_rows, f.type)
+                for f in wanted
+            ]
+            yield pa.RecordBatch.from_arrays(columns, names=wanted.names)
+
+
+def stage(frame: DataFrame, function: Callable[[ArrowRows], Iterable[StagedFile]]) -> dict[str, list[StagedFile]]:
+    """Runs `function` on each partition of `frame`; returns the files that the successful attempts staged, by table."""
+
+    def report(batches: ArrowRows) -> ArrowRows:
+        yield describe_staged(function(batches))
+
+    rows = map_arrow(frame, report, STAGED_SCHEMA).collect()
+    by_table: dict[str, list[StagedFile]] = {}
+    for file in staged_files(row.asDict() for row in rows):
+        by_table.setdefault(file.table, []).append(file)
+    return by_table
+
+
+def task_threads() -> int:
+    """How many threads this task may use: the cores that Spark gave it."""
+    context = TaskContext.get()
+    return int(context.cpus()) if context else 1
+
+
+def until_settled(step: Callable[[], None], attempts: int = 3) -> None:
+    """Runs a step that ends in commits; again where another run of the day committed first, so that it finds its work done."""
+    for attempt in range(1, attempts + 1):
+        try:
+            step()
+            return
+        except DayChangedError as change:
+            if attempt == attempts:
+                raise
+            log.info("%s; looking again", change)
+
+
+class StepStatistics:
+    """What a step of a night tells the later ones and the report, in a small JSON file a run: counts and seconds."""
+
+    def __init__(self, lake: Lake, ds: str, run_id: str, step: str):
+        self._uri = f"{lake.run_uri(ds, run_id)}/{step}.json"
+        self._started = time.monotonic()
+        self.values: dict[str, Any] = {}
+
+    def write(self) -> None:
+        self.values["seconds"] = round(time.monotonic() - self._started, 3)
+        storage.write_atomic(self._uri, json.dumps(self.values, indent=1).encode())
+
+    @staticmethod
+    def read(lake: Lake, ds: str, run_id: str, step: str) -> dict[str, Any]:
+        """Empty where the step left none."""
+        uri = f"{lake.run_uri(ds, run_id)}/{step}.json"
+        return dict(json.loads(storage.read_bytes(uri))) if storage.exists(uri) else {}
+
+
+def with_columns(batch: pa.RecordBatch, constants: Mapping[str, str | None]) -> pa.RecordBatch:
+    """The batch with text columns of one value each set."""
+    for name, value in constants.items():
+        column = pa.array([value] * batch.num_rows, pa.string())
+        index = batch.schema.get_field_index(name)
+        batch = batch.append_column(name, column) if index < 0 else batch.set_column(index, name, column)
+    return batch
+
+
+def contract_partition(contract: TableContract, **values: str | None) -> dict[str, str | None]:
+    return {name: values[name] for name in contract.partition_by}

@@ -1,0 +1,85 @@
+"""What several rooms' tests share: real pictures, Spark in this process, and a lake after three nights."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from demo.days import DEMO_DAYS, Day, write_days
+from demo.openclipart import clipart_root, read_clipart
+from embedding.tables.lake import Lake
+
+REPO = Path(__file__).resolve().parents[1]
+PICTURES = 60
+
+
+@pytest.fixture(scope="session")
+def clipart_cache() -> Path:
+    """The folder that `make test` fetches the demo's pictures to."""
+    cache = Path(os.environ.get("PINLAKE_DEMO_CACHE", REPO / ".cache" / "openclipart"))
+    if not clipart_root(cache).is_dir():
+        pytest.skip(f"the demo's pictures are not in {cache}: run `make test`, or python -m demo.openclipart --cache {cache}")
+    return cache
+
+
+@dataclass(frozen=True)
+class Exports:
+    """Three days of a small platform on disk, and what is in them."""
+
+    folder: Path
+    days: list[Day]
+
+
+@pytest.fixture(scope="session")
+def exports(clipart_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Exports:
+    folder = tmp_path_factory.mktemp("platform")
+    days = write_days(read_clipart(clipart_root(clipart_cache)), folder / "exports", folder / "images", limit=PICTURES)
+    return Exports(folder / "exports", days)
+
+
+@pytest.fixture(scope="session")
+def spark_environment() -> None:
+    """Spark for tests: this Python, this machine alone, no web page. For jobs that run within the test's process."""
+    # Tests are short: compiling Java with the quick compiler alone halves their time.
+    java = "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC"
+    settings = ["spark.ui.enabled=false", "spark.sql.shuffle.partitions=2", "spark.driver.memory=2g"]
+    submit = " ".join([f"--driver-java-options '{java}'", *(f"--conf {setting}" for setting in settings)])
+    os.environ |= {
+        "PYSPARK_PYTHON": sys.executable,
+        "PYSPARK_DRIVER_PYTHON": sys.executable,
+        "SPARK_LOCAL_IP": "127.0.0.1",
+        "PYSPARK_SUBMIT_ARGS": f"{submit} pyspark-shell",
+    }
+
+
+RunNight = Callable[..., int]
+
+
+@pytest.fixture(scope="session")
+def run_night(exports: Exports, spark_environment: None) -> RunNight:
+    """Runs land, embed and check of a day in this process; returns the check's exit status."""
+    from jobs import check_night, embed_pins, land_exports
+
+    def run(
+        lake: Lake, ds: str, run_id: str, *, folder: Path | None = None, min_coverage: float = 0.1, retry: bool = False
+    ) -> int:
+        common = ["--home", lake.home, "--ds", ds, "--run-id", run_id]
+        land_exports.main([*common, "--exports", str(folder or exports.folder)])
+        embed_pins.main([*common, *(["--retry-quarantined"] if retry else [])])
+        return check_night.main([*common, "--min-coverage", str(min_coverage)])
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def lake_of_three_nights(run_night: RunNight, tmp_path_factory: pytest.TempPathFactory) -> Lake:
+    """A lake after the three days, in order. For tests that only read."""
+    lake = Lake(str(tmp_path_factory.mktemp("lake")))
+    for ds in DEMO_DAYS:
+        assert run_night(lake, ds, f"night-{ds}") == 0
+    return lake

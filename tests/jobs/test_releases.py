@@ -1,0 +1,119 @@
+"""From three nights to a live release, through the jobs, and what `pinlake` shows of it."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from demo.days import DEMO_DAYS
+from embedding.cli import main as pinlake
+from embedding.contracts import PINS, QUARANTINE
+from embedding.index.reader import Release, open_live
+from embedding.index.release import ReleaseError, live_release_id, read_check, read_manifest
+from embedding.tables.lake import Lake
+
+
+@pytest.fixture(scope="module")
+def lake(lake_of_three_nights: Lake, tmp_path_factory: pytest.TempPathFactory) -> Lake:
+    """A copy with a live release."""
+    copy = Lake(str(tmp_path_factory.mktemp("released") / "home"))
+    shutil.copytree(lake_of_three_nights.home, copy.home)
+    assert release(copy, "first") == 0
+    return copy
+
+
+def release(lake: Lake, run_id: str) -> int:
+    from jobs import build_index, check_index, publish_index
+
+    common = ["--home", lake.home, "--run-id", run_id]
+    build_index.main([*common, "--ds", DEMO_DAYS[-1]])
+    status = check_index.main(common)
+    publish_index.main(common)
+    return status
+
+
+@pytest.fixture(scope="module")
+def live(lake: Lake) -> Release:
+    return open_live(lake)
+
+
+def test_the_release_holds_the_current_pins_and_no_other(lake: Lake, live: Release) -> None:
+    latest = {row["pin_id"]: row for row in sorted(lake.open(PINS).to_pyarrow_table().to_pylist(), key=lambda row: row["ds"])}
+    unreadable = {
+        (row["pin_id"], row["ds"]) for row in lake.open(QUARANTINE).to_pyarrow_table().to_pylist() if row["stage"] == "embed"
+    }
+    expected = {pin for pin, row in latest.items() if not row["deleted"] and (pin, row["ds"]) not in unreadable}
+    assert live.count_rows() == (len(expected), len(expected))
+    assert set(live.describe(list(latest))) == expected
+    assert live.manifest.days == list(DEMO_DAYS)
+
+
+def test_the_manifest_is_bound_to_its_check_and_its_tables(lake: Lake, live: Release) -> None:
+    manifest, check = live.manifest, read_check(lake, live.manifest.release_id)
+    assert check is not None and check.passed
+    assert manifest.recall_at_10 >= 0.95 and check.recall_at_10 >= 0.93
+    assert manifest.pins_version == lake.open(PINS).version()
+    assert set(manifest.files) >= {"pins.faiss"}
+
+
+def test_an_unchanged_lake_gives_the_same_release_again(lake: Lake, live: Release) -> None:
+    built_at = live.manifest.built_at
+    assert release(lake, "second") == 0
+    assert live_release_id(lake) == live.manifest.release_id
+    assert read_manifest(lake, live.manifest.release_id).built_at == built_at
+
+
+def test_search_by_pin_text_and_picture(lake: Lake, live: Release, capsys: pytest.CaptureFixture[str]) -> None:
+    pin = next(p for p in live.sample(50) if p["title"] and p["image_uri"])
+    home = ["--home", lake.home]
+    assert pinlake([*home, "search", "--pin", str(pin["pin_id"]), "-k", "3"]) == 0
+    by_pin = capsys.readouterr().out
+    assert str(pin["pin_id"]) not in by_pin, "a pin is not its own neighbour"
+    assert len(by_pin.splitlines()) == 2 + 2 + 3
+    assert pinlake([*home, "search", "--text", pin["title"]]) == 0
+    assert live.manifest.release_id in capsys.readouterr().out
+    assert pinlake([*home, "search", "--image", pin["image_uri"].removeprefix("file://")]) == 0
+    assert str(pin["pin_id"]) in capsys.readouterr().out, "a picture finds its own pin"
+
+
+def test_a_search_that_cannot_be_answered_says_why(lake: Lake, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    page = tmp_path / "page.png"
+    page.write_text("<html>")
+    cases = {
+        ("--pin", "7"): "no pin 7",
+        ("--text", "  "): "--text is empty",
+        ("--image", str(page)): "not_an_image",
+        ("--image", str(tmp_path / "none.png")): "missing_image",
+    }
+    for arguments, message in cases.items():
+        assert pinlake(["--home", lake.home, "search", *arguments]) == 2
+        assert message in capsys.readouterr().err
+    assert pinlake(["--home", str(tmp_path), "search", "--pin", "1"]) == 2
+    assert "no release is live" in capsys.readouterr().err
+
+
+def test_status_shows_tables_releases_and_nights(lake: Lake, live: Release, capsys: pytest.CaptureFixture[str]) -> None:
+    assert pinlake(["--home", lake.home, "status"]) == 0
+    out = capsys.readouterr().out
+    for text in ("pin_embeddings", live.manifest.release_id, "live", *DEMO_DAYS, "quarantined"):
+        assert text in out
+
+
+def test_a_release_with_a_flipped_bit_does_not_go_live(lake: Lake, tmp_path: Path) -> None:
+    from jobs import check_index, publish_index
+
+    copy = Lake(str(tmp_path / "home"))
+    shutil.copytree(lake.home, copy.home)
+    index = Path(copy.releases_uri) / str(live_release_id(copy)) / "pins.faiss"
+    data = bytearray(index.read_bytes())
+    data[-100] ^= 8
+    index.write_bytes(data)
+    with pytest.raises(ReleaseError, match=r"pins\.faiss is damaged"):
+        publish_index.main(["--home", copy.home, "--run-id", "first"])
+    assert check_index.main(["--home", copy.home, "--run-id", "first"]) == 3
+    with pytest.raises(ReleaseError, match=r"failed its check: pins\.faiss is damaged"):
+        publish_index.main(["--home", copy.home, "--run-id", "first"])
+    with pytest.raises(ReleaseError, match=r"pins\.faiss is damaged"):
+        open_live(copy)
