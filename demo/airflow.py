@@ -82,6 +82,8 @@ LAPTOP_SPARK_CONF = {
     # that does nothing took 12 s of CPU rather than 29.
     "spark.driver.extraJavaOptions": "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC",
     "spark.ui.enabled": "false",  # it would listen on every network interface
+    "spark.sql.shuffle.partitions": "4",  # for thousands of rows, not the billions that the default has in mind
+    "spark.driver.memory": "2g",
     "spark.log.level": "WARN",
 }
 """Spark properties for programs that run in this machine's `local[...]`; PINLAKE_SPARK_CONF replaces them."""

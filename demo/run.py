@@ -34,10 +34,6 @@ from embedding.tables.lake import Lake
 NIGHTLY, RELEASE = "nightly_pins", "index_release"
 COLUMNS = ("landed", "new", "changed", "deleted", "encoded", "reused", "quarantined", "images_per_s")
 
-SPARK_CONF = '{"spark.ui.enabled": "false", "spark.sql.shuffle.partitions": "4", "spark.driver.memory": "2g"}'
-"""For a laptop: no page a job, and as many shuffle partitions as a few thousand rows need."""
-
-
 class DemoFailedError(Exception):
     """A night or a release ended badly; the message holds the end of the task's log."""
 
@@ -125,7 +121,7 @@ def close(lake: Lake, lines: list[list[object]], home: Path) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     args, progress = parse_args(argv), Progress()
     lake = Lake(str(args.home))
-    airflow = LocalAirflow(args.home, port=args.port, env={"PINLAKE_SPARK_CONF": SPARK_CONF, "SPARK_LOCAL_IP": "127.0.0.1"})
+    airflow = LocalAirflow(args.home, port=args.port)
     try:
         prepare(args, progress)
         with contextlib.ExitStack() as stack:
