@@ -20,8 +20,6 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
-from embedding.report.page import write_report
-
 from demo.airflow import AirflowError, LocalAirflow
 from demo.days import DEMO_DAYS, write_days
 from demo.openclipart import ClipartUnavailableError, fetch, read_clipart
@@ -29,10 +27,13 @@ from embedding.cli import format_table
 from embedding.contracts import NIGHTS
 from embedding.index.reader import open_live
 from embedding.index.release import ReleaseError, read_candidate, read_manifest
+from embedding.report.page import write_report
 from embedding.tables.lake import Lake
+from embedding.tables.scan import read_rows
 
 NIGHTLY, RELEASE = "nightly_pins", "index_release"
 COLUMNS = ("landed", "new", "changed", "deleted", "encoded", "reused", "quarantined", "images_per_s")
+
 
 class DemoFailedError(Exception):
     """A night or a release ended badly; the message holds the end of the task's log."""
@@ -99,7 +100,7 @@ def run_night(airflow: LocalAirflow, ds: str, progress: Progress) -> tuple[str, 
 
 def night_line(lake: Lake, ds: str, runs: tuple[str, str]) -> list[object]:
     """A night's row of the closing table, read from the tables and the release's manifest."""
-    nights = lake.open(NIGHTS).to_pyarrow_table().to_pylist()
+    nights = read_rows(lake.open(NIGHTS)).to_pylist()
     night = next(row for row in nights if row["run_id"] == runs[0] and row["ds"] == ds)
     manifest = read_manifest(lake, read_candidate(lake, runs[1]))
     return [ds, *(night[name] for name in COLUMNS), manifest.release_id, manifest.recall_at_10]

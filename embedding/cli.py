@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from embedding.contracts import NIGHTS, TABLES
 from embedding.tables.lake import Lake
+from embedding.tables.storage import is_local
 
 if TYPE_CHECKING:
     from embedding.index.reader import Neighbour, Release
@@ -111,7 +112,9 @@ NIGHT_COLUMNS = ("ds", "status", "landed", "new", "changed", "deleted", "encoded
 
 def nights_table(lake: Lake, last: int) -> str:
     """The last runs of nights as text, oldest first."""
-    nights = sorted(lake.open(NIGHTS).to_pyarrow_table().to_pylist(), key=lambda row: row["checked_at"])[-last:]
+    from embedding.tables.scan import read_rows
+
+    nights = sorted(read_rows(lake.open(NIGHTS)).to_pylist(), key=lambda row: row["checked_at"])[-last:]
     return format_table([[night[name] for name in NIGHT_COLUMNS] for night in nights], NIGHT_COLUMNS)
 
 
@@ -133,8 +136,8 @@ def _neighbours(release: Release, args: argparse.Namespace) -> list[Neighbour]:
         except KeyError:
             raise UsageError(f"the live release has no pin {args.pin}") from None
         return release.neighbours(vector, args.k, without=args.pin)
-    from embedding.encoder.config import embedding_version, load_config
     from embedding.encoder.cache import shared_encoder
+    from embedding.encoder.config import embedding_version, load_config
 
     config = load_config(release.manifest.encoder)
     release.require_version(str(embedding_version(config)))
@@ -147,7 +150,7 @@ def _neighbours(release: Release, args: argparse.Namespace) -> list[Neighbour]:
     from embedding.encoder.images import decode_image
     from embedding.encoder.limits import ImageLimits
 
-    limits = ImageLimits()
+    limits = ImageLimits.from_environment()
     picture = decode_image(fetch_image(str(args.image.resolve()), limits), limits.max_pixels)
     return release.neighbours(encoder.encode_images(encoder.transform(picture)[None])[0], args.k)
 
@@ -156,21 +159,23 @@ def report(args: argparse.Namespace, out: Printer) -> None:
     from embedding.report.page import write_report
 
     lake = Lake(args.home)
+    if args.out is None and not is_local(lake.home):
+        raise UsageError("the lake is in an object store: say with --out where the report goes")
     target = args.out or Path(lake.home) / "report.html"
     write_report(lake, target)
-    out(f"file://{target.resolve()}")
+    out(target.resolve().as_uri())
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command. Errors that a user can mend are one sentence on stderr and status 2."""
     from embedding.encoder.config import ConfigError
-    from embedding.encoder.limits import ImageRejected
+    from embedding.encoder.limits import ImageRejected, SettingError
     from embedding.index.release import ReleaseError
 
     args = parse_args(argv)
     try:
         args.run(args, print)
-    except (UsageError, ReleaseError, ConfigError, ImageRejected) as error:
+    except (UsageError, ReleaseError, ConfigError, ImageRejected, SettingError) as error:
         print(f"pinlake: {error}", file=sys.stderr)
         return 2
     return 0

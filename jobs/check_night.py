@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 from deltalake import write_deltalake
-from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import DataFrame, Row, SparkSession
 from pyspark.sql import functions as F
 
 from embedding.contracts import EMBEDDING_DIM, NIGHTS, PIN_EMBEDDINGS, PINS, QUARANTINE
@@ -55,15 +55,18 @@ def count_new(pins_before: DataFrame, usable: DataFrame) -> int:
 def count_night(spark: SparkSession, lake: Lake, ds: str, version: str, run_id: str, exported: int) -> NightCounts:
     pins = lake.open(PINS)
     day = read_table(spark, pins, ["pin_id", "deleted"], partition_is(ds=ds)).persist()
+    of_day = one_row(day.agg(F.count_if("deleted").alias("deleted"), F.count_if(~F.col("deleted")).alias("usable")))
     before = read_table(spark, pins, ["pin_id", "deleted", "ds"], lambda partition: str(partition["ds"]) < ds)
     usable = day.where(~F.col("deleted"))
-    columns = ["content_sha256", "encoded_by"]
+    columns = ["pin_id", "content_sha256", "encoded_by"]
     vectors = read_table(spark, lake.open(PIN_EMBEDDINGS), columns, partition_is(ds=ds, embedding_version=version))
-    totals = vectors.agg(
-        F.count("*").alias("embedded"),
-        F.count_distinct(F.when(F.col("encoded_by") == run_id, F.col("content_sha256"))).alias("encoded"),
-    ).first()
-    assert totals is not None, "an aggregate without groups has one row"
+    totals = one_row(
+        vectors.agg(
+            F.count("*").alias("embedded"),
+            F.count_distinct("pin_id").alias("pins"),
+            F.count_distinct(F.when(F.col("encoded_by") == run_id, F.col("content_sha256"))).alias("encoded"),
+        )
+    )
 
     def of_this_night(partition: Partition) -> bool:
         return partition["ds"] == ds and partition["embedding_version"] in (None, version)
@@ -71,22 +74,32 @@ def count_night(spark: SparkSession, lake: Lake, ds: str, version: str, run_id: 
     quarantined = read_table(spark, lake.open(QUARANTINE), ["entity"], of_this_night).where(F.col("entity") == "pin")
     return NightCounts(
         exported=exported,
-        deleted=day.where("deleted").count(),
-        landed_usable=usable.count(),
+        deleted=of_day.deleted,
+        landed_usable=of_day.usable,
         new=count_new(before, usable),
         embedded=totals.embedded,
+        embedded_pins=totals.pins,
         encoded=totals.encoded,
         quarantined=quarantined.count(),
     )
 
 
-_PARTIAL = pa.schema([("wrong_dimension", pa.int64()), ("off_norm", pa.int64()), ("sum", pa.list_(pa.float64()))])
+def one_row(aggregate: DataFrame) -> Row:
+    row = aggregate.first()
+    assert row is not None, "an aggregate without groups has one row"
+    return row
+
+
+_PARTIAL = pa.schema(
+    [("rows", pa.int64()), ("wrong_dimension", pa.int64()), ("off_norm", pa.int64()), ("sum", pa.list_(pa.float64()))]
+)
 
 
 def _look_at_vectors(batches: ArrowRows) -> ArrowRows:
     """A partition's counts, and the sum of its vectors."""
-    wrong, off, total = 0, 0, np.zeros(EMBEDDING_DIM)
+    rows, wrong, off, total = 0, 0, 0, np.zeros(EMBEDDING_DIM)
     for batch in batches:
+        rows += batch.num_rows
         column = batch.column("embedding")
         lengths = np.diff(column.offsets.to_numpy())
         wrong += int((lengths != EMBEDDING_DIM).sum())
@@ -95,20 +108,17 @@ def _look_at_vectors(batches: ArrowRows) -> ArrowRows:
         norms = np.linalg.norm(vectors_ND, axis=1)
         off += int((~(np.abs(norms - 1) <= NORM_TOLERANCE)).sum())
         total += np.nan_to_num(vectors_ND).sum(axis=0)
-    yield pa.RecordBatch.from_pylist([{"wrong_dimension": wrong, "off_norm": off, "sum": total.tolist()}], schema=_PARTIAL)
+    yield pa.RecordBatch.from_pylist([{"rows": rows, "wrong_dimension": wrong, "off_norm": off, "sum": total}], schema=_PARTIAL)
 
 
 def vector_facts(spark: SparkSession, lake: Lake, ds: str, version: str) -> VectorFacts:
-    vectors = read_table(
-        spark, lake.open(PIN_EMBEDDINGS), ["pin_id", "embedding"], partition_is(ds=ds, embedding_version=version)
-    )
-    parts = map_arrow(vectors.select("embedding"), _look_at_vectors, _PARTIAL).collect()
-    rows, pins = vectors.count(), vectors.select("pin_id").distinct().count()
+    vectors = read_table(spark, lake.open(PIN_EMBEDDINGS), ["embedding"], partition_is(ds=ds, embedding_version=version))
+    parts = map_arrow(vectors, _look_at_vectors, _PARTIAL).collect()
+    rows = sum(part.rows for part in parts)
     total = np.sum([part["sum"] for part in parts], axis=0) if parts else np.zeros(EMBEDDING_DIM)
     return VectorFacts(
         wrong_dimension=sum(part.wrong_dimension for part in parts),
         off_norm=sum(part.off_norm for part in parts),
-        duplicate_keys=rows - pins,
         mean_vector_norm=float(np.linalg.norm(total) / rows) if rows else None,
     )
 

@@ -20,6 +20,7 @@ from embedding.index.build import TOP
 from embedding.index.recall import Floats, Ids, drop_self, exact_top_k, merge_top_k
 from embedding.index.release import ReleaseError
 from embedding.tables.lake import Lake, Partition
+from embedding.tables.scan import read_rows
 from jobs.session import ArrowRows, map_arrow, read_table
 
 PIN_COLUMNS = ("pin_id", "board_id", "title", "image_uri")
@@ -37,7 +38,7 @@ class CurrentState:
 
 def current_state(lake: Lake, embedding_version: str) -> CurrentState:
     """The days that may be read, and the tables' versions now. Raises ReleaseError where no night has passed."""
-    nights = lake.open(NIGHTS).to_pyarrow_table(columns=["ds", "embedding_version", "status", "checked_at"]).to_pylist()
+    nights = read_rows(lake.open(NIGHTS), ["ds", "embedding_version", "status", "checked_at"]).to_pylist()
     latest = {
         row["ds"]: row["status"]
         for row in sorted(nights, key=lambda row: row["checked_at"])

@@ -224,7 +224,7 @@ def embed_day(
     stale = read_settled(spark, lake, version, args.ds, with_quarantine=True).join(
         day.select("pin_id", "source_sha256"), ["pin_id", "source_sha256"], "left_anti"
     )
-    if work.isEmpty() and stale.isEmpty():
+    if work.select("pin_id").unionByName(stale.select("pin_id")).isEmpty():
         log.info("every pin of %s is settled under %s: nothing to do", args.ds, version)
         return
     limits = ImageLimits.from_environment()

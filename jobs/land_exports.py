@@ -37,8 +37,7 @@ from jobs.session import (
     arguments,
     contract_partition,
     log,
-    map_arrow,
-    per_item,
+    map_items,
     read_table,
     run_program,
     spark_session,
@@ -60,29 +59,23 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 def hash_files(spark: SparkSession, files: list[ExportFile]) -> dict[str, str]:
     """The export's fingerprint, an entity at a time, hashed by the executors."""
-    schema = pa.schema([("entity", pa.string()), ("uri", pa.string())])
+    schema = pa.schema([("entity", pa.string()), ("sha256", pa.string())])
 
-    def digest(batches: ArrowRows) -> ArrowRows:
-        for batch in batches:
-            rows = [(row["entity"], file_sha256(row["uri"])) for row in batch.to_pylist()]
-            yield pa.RecordBatch.from_pylist([{"entity": e, "uri": d} for e, d in rows], schema=schema)
+    def digest(file: ExportFile) -> ArrowRows:
+        yield pa.RecordBatch.from_pylist([{"entity": file.entity, "sha256": file_sha256(file.uri)}], schema=schema)
 
-    rows = map_arrow(per_item(spark, [vars(file) for file in files], schema), digest, schema).collect()
-    return {name: export_sha256(name, [row.uri for row in rows if row.entity == name]) for name in CONTRACTS}
+    rows = map_items(spark, files, digest, schema).collect()
+    return {name: export_sha256(name, [row.sha256 for row in rows if row.entity == name]) for name in CONTRACTS}
 
 
 def read_judged(spark: SparkSession, entity: str, files: list[ExportFile]) -> DataFrame:
     """The entity's rows in the contract's types, each with its `reason` if it may not land."""
     schema = pa.schema([*EXPORT_SCHEMAS[entity], *[pa.field(name, pa.string()) for name in JUDGED_COLUMNS]])
-    uris = [{"uri": file.uri} for file in files if file.entity == entity]
 
-    def read(batches: ArrowRows) -> ArrowRows:
-        for batch in batches:
-            for uri in batch.column("uri").to_pylist():
-                for rows in read_export_file(entity, uri):
-                    yield judge_rows(entity, rows)
+    def read(file: ExportFile) -> ArrowRows:
+        return (judge_rows(entity, rows) for rows in read_export_file(entity, file.uri))
 
-    return map_arrow(per_item(spark, uris, pa.schema([("uri", pa.string())])), read, schema)
+    return map_items(spark, [file for file in files if file.entity == entity], read, schema)
 
 
 def transform(entity: str, judged: DataFrame) -> DataFrame:

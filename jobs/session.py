@@ -12,10 +12,10 @@ import logging
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 from deltalake import DeltaTable
 from pyspark import TaskContext
 from pyspark.sql import DataFrame, SparkSession
@@ -25,9 +25,11 @@ from pyspark.sql.types import StructType
 from embedding.contracts import TableContract, parse_ds
 from embedding.tables import storage
 from embedding.tables.lake import DayChangedError, Lake, PartitionFilter, data_files
+from embedding.tables.scan import projected_schema, scan_file
 from embedding.tables.staging import STAGED_SCHEMA, StagedFile, describe_staged, staged_files
 
 ArrowRows = Iterator[pa.RecordBatch]
+Item = TypeVar("Item")
 
 EXIT_BAD_INPUT = 2
 """The day's data or the arguments are at fault: a retry without a change will fail again."""
@@ -84,11 +86,23 @@ def spark_schema(schema: pa.Schema) -> StructType:
     return from_arrow_schema(nullable)
 
 
-def per_item(spark: SparkSession, items: Sequence[Mapping[str, Any]], schema: pa.Schema) -> DataFrame:
-    """A DataFrame with a partition for each of a few items (files, say), so that executors share them out."""
-    rows = [tuple(item[name] for name in schema.names) for item in items]
-    slices = max(1, min(len(rows), 4 * spark.sparkContext.defaultParallelism))
-    return spark.createDataFrame(spark.sparkContext.parallelize(rows, slices), spark_schema(schema))
+def map_items(
+    spark: SparkSession, items: Sequence[Item], function: Callable[[Item], Iterable[pa.RecordBatch]], schema: pa.Schema
+) -> DataFrame:
+    """The batches that `function` makes of each item (a file, say), the items shared out over the executors.
+
+    The items travel with the function, and a range of numbers drives it: a DataFrame of the items themselves would be
+    pickled through a Python worker of its own first.
+    """
+    items = list(items)
+    slices = max(1, min(len(items), 4 * spark.sparkContext.defaultParallelism))
+
+    def run(batches: ArrowRows) -> ArrowRows:
+        for batch in batches:
+            for number in batch.column(0).to_pylist():
+                yield from function(items[number])
+
+    return map_arrow(spark.range(0, len(items), 1, slices), run, schema)
 
 
 def map_arrow(frame: DataFrame, function: Callable[[ArrowRows], ArrowRows], schema: pa.Schema) -> DataFrame:
@@ -99,32 +113,8 @@ def read_table(
     spark: SparkSession, table: DeltaTable, columns: Sequence[str], where: PartitionFilter | None = None
 ) -> DataFrame:
     """Columns of a Delta snapshot, of the partitions that `where` keeps, as a DataFrame."""
-    partition_columns = table.metadata().partition_columns
-    arrow = pa.schema(table.schema().to_arrow())
-    wanted = pa.schema([arrow.field(name) for name in columns])
-    files = [{"uri": file.uri, "partition": json.dumps(file.partition)} for file in data_files(table, where)]
-    frame = per_item(spark, files, pa.schema([("uri", pa.string()), ("partition", pa.string())]))
-    in_file = [name for name in columns if name not in partition_columns]
-
-    def scan(batches: ArrowRows) -> ArrowRows:
-        for batch in batches:
-            for row in batch.to_pylist():
-                yield from _scan_file(row["uri"], json.loads(row["partition"]), in_file, wanted)
-
-    return map_arrow(frame, scan, wanted)
-
-
-def _scan_file(uri: str, partition: Mapping[str, str | None], in_file: list[str], wanted: pa.Schema) -> ArrowRows:
-    filesystem, path = storage.filesystem_of(uri)
-    with pq.ParquetFile(path, filesystem=filesystem) as file:
-        for batch in file.iter_batches(batch_size=8_192, columns=in_file):
-            columns = [
-                batch.column(f.name).cast(f.type)
-                if f.name in in_file
-                else pa.array([partition[f.name]] * batch.num_rows, f.type)
-                for f in wanted
-            ]
-            yield pa.RecordBatch.from_arrays(columns, names=wanted.names)
+    schema = projected_schema(table, columns)
+    return map_items(spark, data_files(table, where), partial(scan_file, schema=schema), schema)
 
 
 def stage(frame: DataFrame, function: Callable[[ArrowRows], Iterable[StagedFile]]) -> dict[str, list[StagedFile]]:

@@ -28,6 +28,10 @@ MAX_DETAIL_CHARS = 500
 _PILLOW_MAX_PIXELS = 178_956_970
 
 
+class SettingError(ValueError):
+    """An environment variable that says what cannot be."""
+
+
 class ImageRejected(Exception):  # noqa: N818 - it refuses a picture, and reports no error of ours
     """An image that cannot be encoded: a fact about the row, never a fault of the run.
 
@@ -66,7 +70,7 @@ class ImageLimits:
     def __post_init__(self) -> None:
         unknown = sorted(self.schemes - SUPPORTED_SCHEMES)
         if unknown:
-            raise ValueError(
+            raise SettingError(
                 f"{SCHEMES_VARIABLE}: images cannot be read from {', '.join(unknown)}; "
                 f"supported: {', '.join(sorted(SUPPORTED_SCHEMES))}"
             )
@@ -77,7 +81,7 @@ class ImageLimits:
             )
         relative = [root for root in self.roots if not Path(root).is_absolute()]
         if relative:
-            raise ValueError(f"{ROOTS_VARIABLE}: not absolute: {', '.join(relative)}")
+            raise SettingError(f"{ROOTS_VARIABLE}: not absolute: {', '.join(relative)}")
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str] | None = None) -> ImageLimits:

@@ -24,6 +24,7 @@ class NightCounts:
     landed_usable: int
     new: int
     embedded: int
+    embedded_pins: int
     encoded: int
     quarantined: int
 
@@ -51,7 +52,6 @@ class VectorFacts:
 
     wrong_dimension: int
     off_norm: int
-    duplicate_keys: int
     mean_vector_norm: float | None
 
 
@@ -63,6 +63,8 @@ def check_counts(counts: NightCounts, min_coverage: float) -> list[str]:
             f"rows were lost or doubled: {counts.landed} landed, but {counts.embedded} embedded "
             f"and {counts.quarantined} quarantined"
         )
+    if counts.embedded != counts.embedded_pins:
+        failures.append(f"{counts.embedded - counts.embedded_pins} vectors too many: some pins have more than one")
     if counts.coverage is not None and counts.coverage < min_coverage:
         failures.append(f"coverage {counts.coverage:.3f} is below {min_coverage:.3f}: see the reasons in quarantine")
     return failures
@@ -75,8 +77,6 @@ def check_vectors(facts: VectorFacts, rows: int) -> list[str]:
         failures.append(f"{facts.wrong_dimension} vectors of a wrong dimension")
     if facts.off_norm:
         failures.append(f"{facts.off_norm} vectors whose norm is not 1 (within {NORM_TOLERANCE}), or that hold NaN")
-    if facts.duplicate_keys:
-        failures.append(f"{facts.duplicate_keys} pins have more than one vector")
     collapsed = facts.mean_vector_norm is not None and facts.mean_vector_norm > MAX_MEAN_VECTOR_NORM
     if collapsed and rows >= MIN_ROWS_FOR_COLLAPSE_CHECK:
         failures.append(f"the vectors are almost all the same (norm of their mean {facts.mean_vector_norm:.3f})")

@@ -13,7 +13,6 @@ from typing import NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.dataset as pads
 
 from embedding.contracts import NIGHTS, QUARANTINE, TABLES
 from embedding.index.release import (
@@ -26,6 +25,7 @@ from embedding.index.release import (
     read_manifest,
 )
 from embedding.tables.lake import Lake, data_files
+from embedding.tables.scan import read_rows, scan
 
 NIGHTS_SHOWN = 30
 RELEASES_SHOWN = 20
@@ -166,7 +166,7 @@ def read_nights(lake: Lake, last: int = NIGHTS_SHOWN) -> list[Night]:
     if not lake.exists(NIGHTS):
         return []
     columns = [column.name for column in fields(Night)]
-    rows = lake.open(NIGHTS).to_pyarrow_dataset().to_table(columns=columns)
+    rows = read_rows(lake.open(NIGHTS), columns)
     newest = rows.sort_by([("checked_at", "descending"), ("run_id", "descending")]).slice(0, last)
     return [Night(**row) for row in reversed(newest.to_pylist())]
 
@@ -180,10 +180,9 @@ def read_quarantine(lake: Lake, also: str | None = None, days: int = QUARANTINE_
     shown = {*sorted(present)[-days:], *(ds for ds in present if ds == also)}
     if not shown:
         return []
-    rows = table.to_pyarrow_dataset()
     columns = [*QuarantineKey._fields, *Example._fields]
     groups: dict[QuarantineKey, QuarantineGroup] = {}
-    for batch in rows.to_batches(columns=columns, filter=pads.field("ds").isin(sorted(shown))):
+    for batch in scan(table, columns, lambda partition: partition["ds"] in shown):
         for part in _group_batch(batch):
             group = groups.setdefault(part.key, QuarantineGroup(part.key))
             group.rows += part.rows

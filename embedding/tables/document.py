@@ -84,15 +84,16 @@ print(now, past)
 
 ### DuckDB
 
-DuckDB reads the tables through their Arrow datasets, so that no extension has to be installed. Where its `delta` extension is,
-`delta_scan('.pinlake/tables/pins')` does the same.
+Where DuckDB's `delta` extension is installed, `delta_scan('.pinlake/tables/pins')` reads a table. Without it, deltalake names
+the Parquet files of a snapshot and DuckDB reads them.
 
 ```python
 import duckdb
 from deltalake import DeltaTable
 
-pins = DeltaTable(f"{tables}/pins").to_pyarrow_dataset()
-pin_embeddings = DeltaTable(f"{tables}/pin_embeddings").to_pyarrow_dataset()
+for name in ("pins", "pin_embeddings"):
+    files = DeltaTable(f"{tables}/{name}").file_uris()
+    duckdb.read_parquet(files, hive_partitioning=True, hive_types_autocast=False).create_view(name)
 
 duckdb.sql('''
     CREATE OR REPLACE MACRO state(day) AS TABLE

@@ -12,6 +12,7 @@ import pytest
 from demo.days import DEMO_DAYS
 from embedding.contracts import PINS, TABLES
 from embedding.tables.lake import Lake
+from embedding.tables.scan import read_rows
 
 REPO = Path(__file__).resolve().parents[2]
 EXAMPLES = dict(re.findall(r"^### (\w+)\n.*?```python\n(.*?)```", (REPO / "docs" / "tables.md").read_text(), re.M | re.S))
@@ -30,7 +31,7 @@ def scalar(result: Any) -> int:
 
 @pytest.mark.parametrize("engine", sorted(EXAMPLES))
 def test_example(engine: str, lake_of_three_nights: Lake, spark_environment: None) -> None:
-    pins = sorted(lake_of_three_nights.open(PINS).to_pyarrow_table().to_pylist(), key=lambda row: row["ds"])
+    pins = sorted(read_rows(lake_of_three_nights.open(PINS)).to_pylist(), key=lambda row: row["ds"])
     now = {row["pin_id"]: row["deleted"] for row in pins}
     past = {row["pin_id"]: row["deleted"] for row in pins if row["ds"] <= DEMO_DAYS[0]}
     tables = Path(lake_of_three_nights.table_uri(TABLES["pins"])).parent

@@ -17,6 +17,7 @@ from demo.days import DEMO_DAYS, EXPECTED_QUARANTINE, Day
 from embedding.contracts import EXPORT_SCHEMAS, NIGHTS, PIN_EMBEDDINGS, PINS, QUARANTINE, TABLES, Reason, TableContract
 from embedding.tables.exports import ExportError
 from embedding.tables.lake import Lake, data_files
+from embedding.tables.scan import read_rows
 from tests.conftest import Exports, RunNight
 
 DAY_1, DAY_2, DAY_3 = DEMO_DAYS
@@ -32,7 +33,7 @@ CONTENT = {
 
 
 def rows(lake: Lake, contract: TableContract) -> list[dict[str, Any]]:
-    return list(lake.open(contract).to_pyarrow_table().to_pylist())
+    return list(read_rows(lake.open(contract)).to_pylist())
 
 
 def content(lake: Lake) -> dict[str, list[tuple[str, ...]]]:
@@ -88,7 +89,7 @@ def test_a_content_is_encoded_once_whoever_shows_it_and_whenever(lake_of_three_n
 
 
 def test_vectors_are_unit_float32_and_tell_pictures_apart(lake_of_three_nights: Lake) -> None:
-    table = lake_of_three_nights.open(PIN_EMBEDDINGS).to_pyarrow_table(columns=["embedding"])
+    table = read_rows(lake_of_three_nights.open(PIN_EMBEDDINGS), ["embedding"])
     vectors = np.array(table["embedding"].to_pylist(), np.float32)
     assert vectors.shape[1] == 256
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-4)

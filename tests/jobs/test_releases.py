@@ -13,6 +13,7 @@ from embedding.contracts import PINS, QUARANTINE
 from embedding.index.reader import Release, open_live
 from embedding.index.release import ReleaseError, live_release_id, read_check, read_manifest
 from embedding.tables.lake import Lake
+from embedding.tables.scan import read_rows
 
 
 @pytest.fixture(scope="module")
@@ -40,10 +41,8 @@ def live(lake: Lake) -> Release:
 
 
 def test_the_release_holds_the_current_pins_and_no_other(lake: Lake, live: Release) -> None:
-    latest = {row["pin_id"]: row for row in sorted(lake.open(PINS).to_pyarrow_table().to_pylist(), key=lambda row: row["ds"])}
-    unreadable = {
-        (row["pin_id"], row["ds"]) for row in lake.open(QUARANTINE).to_pyarrow_table().to_pylist() if row["stage"] == "embed"
-    }
+    latest = {row["pin_id"]: row for row in sorted(read_rows(lake.open(PINS)).to_pylist(), key=lambda row: row["ds"])}
+    unreadable = {(row["pin_id"], row["ds"]) for row in read_rows(lake.open(QUARANTINE)).to_pylist() if row["stage"] == "embed"}
     expected = {pin for pin, row in latest.items() if not row["deleted"] and (pin, row["ds"]) not in unreadable}
     assert live.count_rows() == (len(expected), len(expected))
     assert set(live.describe(list(latest))) == expected

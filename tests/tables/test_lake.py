@@ -10,6 +10,7 @@ import pytest
 
 from embedding.contracts import PIN_EMBEDDINGS, QUARANTINE, TABLES
 from embedding.tables.lake import DayChangedError, Lake, data_files, partition_is, partition_version, replace_partition
+from embedding.tables.scan import read_rows
 from embedding.tables.staging import InvalidRowsError, StagedFile, Stager
 
 VERSION = "test-0123456789ab"
@@ -57,7 +58,7 @@ def commit(lake: Lake, ds: str, pin_ids: list[int]) -> None:
 
 
 def committed(lake: Lake) -> set[tuple[str, int]]:
-    table = lake.open(PIN_EMBEDDINGS).to_pyarrow_table(columns=["ds", "pin_id"])
+    table = read_rows(lake.open(PIN_EMBEDDINGS), ["ds", "pin_id"])
     rows = [(row["ds"], row["pin_id"]) for row in table.to_pylist()]
     assert len(rows) == len(set(rows)), "no row is there twice"
     return set(rows)
@@ -150,7 +151,7 @@ def test_a_null_partition_value_reads_back_as_null(lake: Lake) -> None:
         stager.add(pa.Table.from_pylist([row], schema=QUARANTINE.file_schema))
         stager.flush()
     replace_partition(lake, QUARANTINE, partition, stager.files, expected_version=0, run_id="run")
-    found = lake.open(QUARANTINE).to_pyarrow_table().to_pylist()
+    found = read_rows(lake.open(QUARANTINE)).to_pylist()
     assert [(r["ds"], r["stage"], r["embedding_version"], r["reason"]) for r in found] == [
         ("2026-11-18", "land", None, "null_id")
     ]
