@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from demo.airflow import LAPTOP_SPARK_CONF
 from demo.days import DEMO_DAYS, Day, write_days
 from demo.openclipart import clipart_root, read_clipart
 from embedding.tables.lake import Lake
@@ -45,10 +46,7 @@ def exports(clipart_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Ex
 @pytest.fixture(scope="session")
 def spark_environment() -> None:
     """Spark for tests: this Python, this machine alone, no web page. For jobs that run within the test's process."""
-    # Tests are short: compiling Java with the quick compiler alone halves their time.
-    java = "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC"
-    settings = ["spark.ui.enabled=false", "spark.sql.shuffle.partitions=2", "spark.driver.memory=2g"]
-    submit = " ".join([f"--driver-java-options '{java}'", *(f"--conf {setting}" for setting in settings)])
+    submit = " ".join(f"--conf '{name}={value}'" for name, value in LAPTOP_SPARK_CONF.items())
     os.environ |= {
         "PYSPARK_PYTHON": sys.executable,
         "PYSPARK_DRIVER_PYTHON": sys.executable,
