@@ -57,7 +57,7 @@ COMPONENTS: dict[str, tuple[str, ...]] = {
 SETTINGS: dict[str, dict[str, str]] = {
     "core": {
         "executor": "LocalExecutor",
-        # Worker processes, forked at start: one Spark task (the pool has one slot), a few short waits beside it.
+        # Worker processes, forked at start: two Spark tasks (the pool has two slots), a few short waits beside them.
         "parallelism": "4",
         "load_examples": "False",
         "dags_are_paused_at_creation": "True",
@@ -65,7 +65,7 @@ SETTINGS: dict[str, dict[str, str]] = {
     },
     "scheduler": {
         # Seconds between two looks for work. The defaults (1 and 5) suit a database shared by many.
-        "scheduler_idle_sleep_time": "0.2",
+        "scheduler_idle_sleep_time": "0.5",
         "job_heartbeat_sec": "2",
         "scheduler_heartbeat_sec": "1",
         # Seconds until a task that was running when the stack was stopped is tried again after the next start.
@@ -222,7 +222,7 @@ class AirflowApi:
     def _task_instances(self, dag_id: str, run_id: str) -> list[dict[str, Any]]:
         return list(self._call("GET", f"/dags/{dag_id}/dagRuns/{run_id}/taskInstances")["task_instances"])
 
-    def _until(self, timeout_s: float, what: str, poll_s: float = 0.5) -> Iterator[None]:
+    def _until(self, timeout_s: float, what: str, poll_s: float = 1.0) -> Iterator[None]:
         deadline = time.monotonic() + timeout_s
         while time.monotonic() < deadline:
             yield

@@ -17,6 +17,7 @@ import contextlib
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -88,21 +89,29 @@ def wait(airflow: LocalAirflow, dag_id: str, run_id: str, ds: str, progress: Pro
         raise DemoFailedError(f"{dag_id} of {ds} failed:\n{airflow.api.failure_report(dag_id, run_id)}")
 
 
-def run_night(airflow: LocalAirflow, ds: str, progress: Progress) -> tuple[str, str]:
-    """Runs one day and the release that follows from it. Returns both runs' ids."""
-    asked_at = datetime.now(UTC)
-    nightly = airflow.api.trigger_day(NIGHTLY, ds)
-    wait(airflow, NIGHTLY, nightly, ds, progress)
-    release = airflow.api.find_run(RELEASE, ds, after=asked_at)
-    wait(airflow, RELEASE, release, ds, progress)
-    return nightly, release
+def run_nights(airflow: LocalAirflow, progress: Progress) -> list[tuple[str, str, str]]:
+    """Runs the days one after the other, each day's release beside the next night. Returns (day, night's id, release's id)."""
+
+    def wait_for_release(ds: str, asked_at: datetime) -> str:
+        run_id = airflow.api.find_run(RELEASE, ds, after=asked_at)
+        wait(airflow, RELEASE, run_id, ds, progress)
+        return run_id
+
+    runs: list[tuple[str, str, Future[str]]] = []
+    with ThreadPoolExecutor(max_workers=1) as releases:
+        for ds in DEMO_DAYS:
+            asked_at = datetime.now(UTC)
+            night = airflow.api.trigger_day(NIGHTLY, ds)
+            wait(airflow, NIGHTLY, night, ds, progress)
+            runs.append((ds, night, releases.submit(wait_for_release, ds, asked_at)))
+    return [(ds, night, release.result()) for ds, night, release in runs]
 
 
-def night_line(lake: Lake, ds: str, runs: tuple[str, str]) -> list[object]:
+def night_line(lake: Lake, ds: str, night_id: str, release_id: str) -> list[object]:
     """A night's row of the closing table, read from the tables and the release's manifest."""
     nights = read_rows(lake.open(NIGHTS)).to_pylist()
-    night = next(row for row in nights if row["run_id"] == runs[0] and row["ds"] == ds)
-    manifest = read_manifest(lake, read_candidate(lake, runs[1]))
+    night = next(row for row in nights if row["run_id"] == night_id and row["ds"] == ds)
+    manifest = read_manifest(lake, read_candidate(lake, release_id))
     return [ds, *(night[name] for name in COLUMNS), manifest.release_id, manifest.recall_at_10]
 
 
@@ -131,9 +140,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             progress.say(f"  it is up: {airflow.url} (user admin, password in {airflow.password_file})")
             for dag_id in (NIGHTLY, RELEASE):
                 airflow.api.unpause(dag_id)
-            runs = [(ds, run_night(airflow, ds, progress)) for ds in DEMO_DAYS]
+            runs = run_nights(airflow, progress)
         progress.say("Airflow is stopped; writing the report")
-        close(lake, [night_line(lake, ds, ids) for ds, ids in runs], args.home)
+        close(lake, [night_line(lake, *ids) for ids in runs], args.home)
     except (AirflowError, ClipartUnavailableError, DemoFailedError, ReleaseError, ValueError) as error:
         print(f"demo: {error}", file=sys.stderr)
         return 1
