@@ -97,12 +97,14 @@ def status(args: argparse.Namespace, out: Printer) -> None:
                 (name, table.version(), sum(f.num_rows for f in files), len(files), sum(f.size_bytes for f in files) / 1e6)
             )
     out(f"lake {lake.home}\n\n" + format_table(rows, ("table", "version", "rows", "files", "MB")))
-    live = live_release_id(lake)
+    live, faults = live_release_id(lake), list[str]()
     releases = [
         ("live" if m.release_id == live else "", m.release_id, m.rows, m.recall_at_10, m.factory, m.embedding_version)
-        for m in list_releases(lake)[-10:]
+        for m in list_releases(lake, faults)[-10:]
     ]
     out("\n" + format_table(releases, ("", "release", "pins", "recall@10", "index", "embedding_version")))
+    for fault in faults:
+        out(f"fault: {fault}")
     if lake.exists(NIGHTS):
         out("\n" + nights_table(lake, last=10))
 

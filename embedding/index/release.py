@@ -113,13 +113,24 @@ def manifest_sha256(lake: Lake, release_id: str) -> str:
     return hashlib.sha256(storage.read_bytes(f"{release_uri(lake, release_id)}/{MANIFEST}")).hexdigest()
 
 
-def list_releases(lake: Lake) -> list[Manifest]:
-    """All whole releases, oldest first by the time they were built."""
+def list_releases(lake: Lake, faults: list[str] | None = None) -> list[Manifest]:
+    """All whole releases, oldest first by the time they were built.
+
+    With `faults`, an unreadable manifest becomes a sentence there; without it raises ReleaseError.
+    """
     filesystem, path = storage.filesystem_of(lake.releases_uri)
     infos = filesystem.get_file_info(pafs.FileSelector(path, allow_not_found=True))
     ids = [i.base_name for i in infos if i.type == pafs.FileType.Directory and not i.base_name.startswith(".")]
     whole = [i for i in ids if storage.exists(f"{release_uri(lake, i)}/{MANIFEST}")]
-    return sorted((read_manifest(lake, i) for i in whole), key=lambda manifest: manifest.built_at)
+    manifests = []
+    for release_id in whole:
+        try:
+            manifests.append(read_manifest(lake, release_id))
+        except ReleaseError as error:
+            if faults is None:
+                raise
+            faults.append(str(error))
+    return sorted(manifests, key=lambda manifest: manifest.built_at)
 
 
 def verify_files(lake: Lake, manifest: Manifest) -> list[str]:

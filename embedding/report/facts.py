@@ -220,17 +220,13 @@ def read_releases(lake: Lake) -> Releases:
     """All releases with their checks. A damaged manifest or pointer becomes a fault, so that the rest still shows."""
     faults: list[str] = []
     live: ReleaseState | None = None
-    states: list[ReleaseState] = []
     try:
         live_id = live_release_id(lake)
         live = None if live_id is None else _release_state(lake, read_manifest(lake, live_id), faults)
     except ReleaseError as error:
         faults.append(str(error))
-    try:
-        # The checks of the shown releases only: there may be a release a night, for years.
-        states = [_release_state(lake, manifest, faults) for manifest in list_releases(lake)[-RELEASES_SHOWN:]]
-    except ReleaseError as error:
-        faults.append(str(error))
+    # The checks of the shown releases only: there may be a release a night, for years.
+    states = [_release_state(lake, manifest, faults) for manifest in list_releases(lake, faults)[-RELEASES_SHOWN:]]
     return Releases(states or ([live] if live else []), live, list(dict.fromkeys(faults)))
 
 

@@ -93,7 +93,8 @@ from deltalake import DeltaTable
 
 for name in ("pins", "pin_embeddings"):
     files = DeltaTable(f"{tables}/{name}").file_uris()
-    duckdb.read_parquet(files, hive_partitioning=True, hive_types_autocast=False).create_view(name)
+    parquet = f"read_parquet({files}, hive_partitioning = true, hive_types_autocast = false)"
+    duckdb.sql(f"CREATE OR REPLACE VIEW {name} AS SELECT * FROM {parquet}")
 
 duckdb.sql('''
     CREATE OR REPLACE MACRO state(day) AS TABLE
