@@ -20,7 +20,7 @@ A night replaces its own day's partition of each table in one commit. Every row 
 pins is the latest day's row of each, unless that row is a deletion.
 """
 
-_EXAMPLES = """\
+_EXAMPLES = '''\
 ## Queries
 
 Each example counts the pins of today and of a past day, and takes a few current vectors. They expect
@@ -42,19 +42,19 @@ engine = QueryBuilder()
 for name in ("pins", "pin_embeddings"):
     engine = engine.register(name, DeltaTable(f"{tables}/{name}"))
 
-state = '''
+state = """
     SELECT * FROM (
         SELECT *, row_number() OVER (PARTITION BY pin_id ORDER BY ds DESC) AS recency FROM pins WHERE ds <= '{day}'
     ) WHERE recency = 1 AND NOT deleted
-'''
-now = engine.execute(f"SELECT count(*) AS pins FROM ({state.format(day='9999-12-31')})").read_all()
+"""
+now = engine.execute(f"SELECT count(*) AS pins FROM ({state.format(day="9999-12-31")})").read_all()
 past = engine.execute(f"SELECT count(*) AS pins FROM ({state.format(day=past_day)})").read_all()
-vectors = engine.execute(f'''
+vectors = engine.execute(f"""
     SELECT now.pin_id, now.title, e.embedding_version, e.embedding
-    FROM ({state.format(day='9999-12-31')}) AS now
+    FROM ({state.format(day="9999-12-31")}) AS now
     JOIN pin_embeddings AS e ON e.pin_id = now.pin_id AND e.ds = now.ds
     LIMIT 5
-''').read_all()
+""").read_all()
 print(now, past)
 ```
 
@@ -96,16 +96,16 @@ for name in ("pins", "pin_embeddings"):
     parquet = f"read_parquet({files}, hive_partitioning = true, hive_types_autocast = false)"
     duckdb.sql(f"CREATE OR REPLACE VIEW {name} AS SELECT * FROM {parquet}")
 
-duckdb.sql('''
+duckdb.sql("""
     CREATE OR REPLACE MACRO state(day) AS TABLE
     SELECT * FROM pins WHERE ds <= day QUALIFY row_number() OVER (PARTITION BY pin_id ORDER BY ds DESC) = 1 AND NOT deleted
-''')
+""")
 now = duckdb.sql("SELECT count(*) AS pins FROM state('9999-12-31')").fetchall()
 past = duckdb.sql(f"SELECT count(*) AS pins FROM state('{past_day}')").fetchall()
-vectors = duckdb.sql('''
+vectors = duckdb.sql("""
     SELECT now.pin_id, title, embedding_version, embedding
     FROM state('9999-12-31') AS now JOIN pin_embeddings USING (pin_id, ds) LIMIT 5
-''').fetchall()
+""").fetchall()
 print(now, past)
 ```
 
@@ -144,7 +144,7 @@ vectors = (
 )
 print(now, past)
 ```
-"""
+'''
 
 
 def _type_name(arrow: pa.DataType) -> str:
