@@ -47,7 +47,7 @@ state = """
         SELECT *, row_number() OVER (PARTITION BY pin_id ORDER BY ds DESC) AS recency FROM pins WHERE ds <= '{day}'
     ) WHERE recency = 1 AND NOT deleted
 """
-now = engine.execute(f"SELECT count(*) AS pins FROM ({state.format(day="9999-12-31")})").read_all()
+now = engine.execute(f"SELECT count(*) AS pins FROM ({state.format(day='9999-12-31')})").read_all()
 past = engine.execute(f"SELECT count(*) AS pins FROM ({state.format(day=past_day)})").read_all()
 vectors = engine.execute(f"""
     SELECT now.pin_id, now.title, e.embedding_version, e.embedding
