@@ -21,7 +21,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 
-from demo.airflow import AirflowError, LocalAirflow
+from demo.airflow import LocalAirflow
+from demo.airflow_api import AirflowError
 from demo.days import DEMO_DAYS, write_days
 from demo.openclipart import ClipartUnavailableError, fetch, read_clipart
 from embedding.cli import format_table

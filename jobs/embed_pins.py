@@ -13,9 +13,8 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -24,6 +23,7 @@ from pyspark.sql import functions as F
 from pyspark.storagelevel import StorageLevel
 
 from embedding.contracts import PIN_EMBEDDINGS, PINS, QUARANTINE, Stage, pin_text
+from embedding.encoder.batches import HASHED, SETTLED, encode_batches, hash_batches
 from embedding.encoder.config import ConfigError, EncoderConfig, embedding_version, load_config
 from embedding.encoder.limits import ImageLimits
 from embedding.tables.lake import DayChangedError, Lake, Replacement, partition_is, partition_version, replace_in_order
@@ -44,30 +44,8 @@ from jobs.session import (
     with_columns,
 )
 
-if TYPE_CHECKING:
-    from embedding.encoder.stream import EncodeResult
-
-SETTLED = pa.schema(
-    [
-        *[
-            PIN_EMBEDDINGS.schema.field(n).with_nullable(True)
-            for n in ("pin_id", "source_sha256", "content_sha256", "embedding")
-        ],
-        *[PIN_EMBEDDINGS.schema.field(n).with_nullable(True) for n in ("has_image", "has_text", "encoded_by", "run_id")],
-        *[QUARANTINE.schema.field(n).with_nullable(True) for n in ("reason", "detail", "image_uri")],
-    ]
-)
-"""A pin's outcome, whichever table it goes to: `reason` is null for a vector."""
-
 CONTENTS_A_TASK = 20_000
 """A task's share of a large night: some minutes of a GPU, so that a lost executor costs little."""
-
-HASHED = pa.schema(
-    [
-        *[pa.field(n, pa.int64()) for n in ("pin_id",)],
-        *[pa.field(n, pa.string()) for n in ("source_sha256", "image_uri", "text", "content_sha256", "reason", "detail")],
-    ]
-)
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -109,66 +87,16 @@ def read_day(spark: SparkSession, lake: Lake, ds: str) -> DataFrame:
 
 def hash_contents(pins: DataFrame, limits: ImageLimits) -> DataFrame:
     """Fetches each picture's bytes and names its content; a picture that cannot be fetched gets its reason."""
-
-    def run(batches: ArrowRows) -> ArrowRows:
-        from embedding.encoder.stream import EncodeItem, hash_stream
-
-        for batch in batches:
-            rows = batch.to_pylist()
-            items = (EncodeItem(row["pin_id"], row["image_uri"], row["text"]) for row in rows)
-            hashed = [
-                row | {"content_sha256": h.content_sha256, "reason": h.reason, "detail": h.detail}
-                for row, h in zip(rows, hash_stream(items, threads=4, limits=limits), strict=True)
-            ]
-            yield pa.RecordBatch.from_pylist(hashed, schema=HASHED)
-
-    return map_arrow(pins, run, HASHED)
+    return map_arrow(pins, partial(hash_batches, limits=limits), HASHED)
 
 
 def encode_contents(unknown: DataFrame, config: EncoderConfig, run_id: str, batch_size: int, limits: ImageLimits) -> DataFrame:
     """Encodes each content once; returns an outcome for every pin that shows it."""
 
     def run(batches: ArrowRows) -> ArrowRows:
-        from embedding.encoder.cache import shared_encoder
-        from embedding.encoder.stream import EncodeItem, encode_stream
-
-        waiting: dict[int, dict[str, Any]] = {}
-
-        def items() -> Iterator[EncodeItem]:
-            rows = (row for batch in batches for row in batch.to_pylist())
-            for number, row in enumerate(rows):
-                waiting[number] = row
-                yield EncodeItem(number, row["image_uri"], row["text"], row["content_sha256"])
-
-        encoder = shared_encoder(config, threads=task_threads())
-        results = encode_stream(encoder, items(), batch_size=batch_size, decode_threads=task_threads() + 1, limits=limits)
-        outcomes: list[dict[str, Any]] = []
-        for result in results:
-            outcomes += _outcomes(waiting.pop(result.key), result, run_id)
-            if len(outcomes) >= 1_024:
-                yield pa.RecordBatch.from_pylist(outcomes, schema=SETTLED)
-                outcomes = []
-        yield pa.RecordBatch.from_pylist(outcomes, schema=SETTLED)
+        return encode_batches(batches, config, run_id, batch_size=batch_size, threads=task_threads(), limits=limits)
 
     return map_arrow(unknown, run, SETTLED)
-
-
-def _outcomes(row: dict[str, Any], result: EncodeResult, run_id: str) -> Iterator[dict[str, Any]]:
-    """An outcome for every pin that shows the row's content."""
-    for pin in row["pins"]:
-        yield {
-            "pin_id": pin["pin_id"],
-            "source_sha256": pin["source_sha256"],
-            "content_sha256": row["content_sha256"],
-            "embedding": result.vector,
-            "has_image": row["image_uri"] is not None,
-            "has_text": bool(row["text"]),
-            "encoded_by": run_id,
-            "run_id": run_id,
-            "reason": result.reason,
-            "detail": result.detail,
-            "image_uri": pin["image_uri"],
-        }
 
 
 def reuse_vectors(spark: SparkSession, lake: Lake, version: str, hashed: DataFrame, run_id: str) -> DataFrame:
