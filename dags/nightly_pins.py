@@ -4,11 +4,11 @@
    without the marker is waited for, without holding a worker; a day without a folder fails and says so.
 2. **land**: the export becomes rows of `pins`, `boards` and `saves`; unusable rows go to `quarantine`.
 3. **embed**: new and changed contents go through the encoder, once; all other pins keep the vector that they have.
-4. **check**: coverage, norms, drift, canaries. A bad night stops here, before anyone reads it. A good one is announced
+4. **check**: counts that add up, coverage, norms. A bad night stops here, before anyone reads it. A good one is announced
    as the day's event of the asset `pin_embeddings`, from which `index_release` starts.
 
-A run is for one day of data, its partition key: at 02:00 UTC for the day before. Each step is one atomic commit and may
-be repeated, so any day can be run again, in any order and beside tonight's:
+A run is for one day of data, its partition key: at 02:00 UTC for the day before. Each step commits a table's day at once and
+may be repeated, so any day can be run again, in any order and beside tonight's:
 `airflow backfill create --dag-id nightly_pins --from-date 2026-11-01 --to-date 2026-11-18T23:59` (a bare `--to-date` is
 that day's midnight and would leave the day out). For one day by hand, trigger with a partition key or with the Param `ds`.
 """
