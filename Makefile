@@ -6,7 +6,7 @@ PY := .venv/bin/python
 export PINLAKE_HOME
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo up down test lint unit docs weights lock clean
+.PHONY: help env demo up down test lint unit docs train lock clean
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | awk -F '\t' '{printf "make %-8s %s\n", $$1, $$2}'
@@ -38,9 +38,8 @@ unit: env
 docs: env ## docs/tables.md from the schemas
 	@$(PY) -m embedding.tables.document > docs/tables.md
 
-weights: env ## the projections of pinclip-base, trained anew on the demo's pictures
-	@$(PY) -m demo.openclipart --cache "$(CACHE)" --pairs "$(CACHE)/pairs.parquet"
-	@$(PY) -m embedding.encoder.train_projections --pairs "$(CACHE)/pairs.parquet" --out embedding/encoder/weights/pinclip-base.safetensors
+train: env ## the shipped encoder's weights, trained anew on the demo's lake
+	@$(PY) -m demo.train --home "$(PINLAKE_HOME)"
 
 lock: env ## requirements.lock from pyproject.toml
 	@.venv/bin/uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --generate-hashes \

@@ -6,14 +6,16 @@ Settings (read where a DAG file is parsed, so set them alike for scheduler, DAG 
 |---|---|---|
 | PINLAKE_HOME | folder or URI of tables and releases | required |
 | PINLAKE_EXPORTS | folder or URI of the platform's exports | $PINLAKE_HOME/exports |
-| PINLAKE_ENCODER | name of the encoder | pinclip-base |
+| PINLAKE_ENCODER | encoder of a lake that has no release yet: a name, or the path of a config | pinclip-base |
+| PINLAKE_ENCODER_RETENTION_DAYS | days for which the encoder before the live one is kept for a rollback | 7 |
+| PINLAKE_MIGRATION_SLICES | into how many tasks a migration's days are dealt | 4 |
 | PINLAKE_JOBS | folder of the Spark programs | jobs/ beside dags/ |
 | PINLAKE_SPARK_CONF | JSON object of Spark properties, added to those below | {} |
 | PYSPARK_PYTHON | Python of driver and executors | the one that parses the DAG |
 | PINLAKE_RETRY_DELAY_S | seconds before the first retry; doubles with each | 300 |
 | PINLAKE_FIRST_NIGHT | moment (ISO 8601) before which nothing is scheduled | none: the next 02:00 UTC |
 
-Nothing here reads data but `export_is_complete`, which looks at two names.
+Nothing here reads data but `export_is_complete`, which looks at two names, and `read_encoders`, which reads small markers.
 """
 
 from __future__ import annotations
@@ -27,16 +29,25 @@ from pathlib import Path
 from typing import Any
 
 from airflow.providers.apache.spark.operators.spark_submit import SparkSubmitOperator
-from airflow.sdk import Asset, Param, RetryDecision, RetryPolicy
+from airflow.sdk import Asset, Param, RetryDecision, RetryPolicy, task
 from airflow.sdk.exceptions import AirflowFailException
 
-from embedding.contracts import DS_PATTERN, SUCCESS_MARKER, export_day_folder, parse_ds
+from embedding.contracts import (
+    DS_PATTERN,
+    ENCODERS_FOLDER,
+    FRESH_MARKER,
+    LIVE_POINTER,
+    RETIRED_MARKER,
+    SUCCESS_MARKER,
+    export_day_folder,
+    parse_ds,
+)
 
 PIN_EMBEDDINGS = Asset(name="pin_embeddings", uri="pinlake://tables/pin_embeddings")
 """The table, as an asset partitioned by day: an event means that the day's vectors are there and passed the gate."""
 
-SPARK_POOL = "spark"
-"""Pool of every task that runs Spark (dags/pools.json)."""
+SPARK_POOL, MIGRATION_POOL, POINTER_POOL = "spark", "migration", "release_pointer"
+"""Pools (dags/pools.json): of tasks that run Spark, of a migration's slices, of what moves the pointer to the live release."""
 
 CHECK_FAILED_EXIT = 3
 """Exit status of a check program that ran well and found the data bad: running it again would find the same."""
@@ -58,9 +69,19 @@ def exports() -> str:
     return os.environ.get("PINLAKE_EXPORTS") or f"{home()}/exports"
 
 
-def encoder() -> str:
-    """Name of the encoder whose vectors the night makes."""
+def first_encoder() -> str:
+    """Name or path of the encoder of a lake that has no release yet; later the live release says which."""
     return os.environ.get("PINLAKE_ENCODER") or "pinclip-base"
+
+
+def retention_days() -> str:
+    """For how many days the version before the live one is kept."""
+    return os.environ.get("PINLAKE_ENCODER_RETENTION_DAYS") or "7"
+
+
+def migration_slices() -> int:
+    """Into how many tasks a migration's days are dealt."""
+    return int(os.environ.get("PINLAKE_MIGRATION_SLICES") or 4)
 
 
 def first_night() -> datetime | None:
@@ -128,12 +149,79 @@ def export_is_complete(exports_uri: str, ds: str) -> bool:
     return False
 
 
+def read_encoders(home_uri: str) -> dict[str, Any]:
+    """Which encoder versions a run works with, read once, so that a cut-over in its middle changes nothing about it.
+
+    `live` is the live release's version (before the first release `first_encoder`), `beside` those that are kept fresh,
+    `candidate` the one of these that a migration is under way to, or None, and `leaving` those that served before.
+    """
+    from pyarrow import fs  # here, for the reason above
+
+    filesystem, root = fs.FileSystem.from_uri(home_uri if "://" in home_uri else str(Path(home_uri).expanduser().resolve()))
+
+    def read(path: str) -> dict[str, Any]:
+        with filesystem.open_input_stream(f"{root}/{path}") as stream:
+            return dict(json.loads(stream.readall()))
+
+    def exists(path: str) -> bool:
+        return bool(filesystem.get_file_info(f"{root}/{path}").type == fs.FileType.File)
+
+    live = first_encoder()
+    if exists(LIVE_POINTER):
+        pointer = read(LIVE_POINTER)
+        # A pointer of an earlier pinlake names the release alone.
+        release = f"{LIVE_POINTER.rpartition('/')[0]}/{pointer['release_id']}/manifest.json"
+        live = pointer.get("embedding_version") or read(release)["embedding_version"]
+    folders = filesystem.get_file_info(fs.FileSelector(f"{root}/{ENCODERS_FOLDER}", allow_not_found=True))
+    roles: dict[str, str] = {}
+    leaving: list[str] = []
+    for version in sorted(folder.base_name for folder in folders if not folder.base_name.startswith(".")):
+        marker = f"{ENCODERS_FOLDER}/{version}/{FRESH_MARKER}"
+        if version == live or not exists(marker):
+            continue
+        role = str(read(marker)["role"])
+        if not exists(f"{ENCODERS_FOLDER}/{version}/{RETIRED_MARKER}"):
+            roles[version] = role
+        if role == "previous":
+            leaving.append(version)
+    candidate = next((version for version, role in roles.items() if role == "candidate"), None)
+    return {"live": live, "beside": list(roles), "candidate": candidate, "leaving": leaving}
+
+
+def choose_encoders(others: str = "beside") -> Any:
+    """The task that pins a run's encoder versions: `chosen["live"]` and `chosen["candidate"]` are single ones.
+
+    `chosen` itself is the list of those that `others` names, `beside` or `leaving`, to map over: Airflow maps over a task's
+    return value only.
+    """
+    return _choose_encoders.override(task_id="choose_encoders")(home(), others)
+
+
+@task(execution_timeout=timedelta(minutes=5))
+def _choose_encoders(home_uri: str, others: str, ti: Any = None) -> list[str]:
+    encoders = read_encoders(home_uri)
+    for key in ("live", "candidate"):
+        ti.xcom_push(key=key, value=encoders[key])
+    return list(encoders[others])
+
+
 class SparkJob(SparkSubmitOperator):
-    """A Spark program of jobs/. Arguments that render to nothing are left out, so that a template can be a flag."""
+    """A Spark program of jobs/. Arguments that render to nothing are left out, so that a template can be a flag.
+
+    `encoder` is passed as `--encoder`. It is a field of its own because Airflow renders no template in an argument list that
+    is mapped, and maps over a field.
+    """
+
+    template_fields = (*SparkSubmitOperator.template_fields, "encoder")
+
+    def __init__(self, *, encoder: Any = None, **operator_args: Any) -> None:
+        super().__init__(**operator_args)
+        self.encoder = encoder
 
     def execute(self, context: Any) -> None:
         """Submits the program and waits for it."""
-        self.application_args = [arg for arg in self.application_args or [] if arg]
+        encoder = ["--encoder", self.encoder] if self.encoder else []
+        self.application_args = [arg for arg in (*(self.application_args or []), *encoder) if arg]
         super().execute(context)
 
 
@@ -162,17 +250,26 @@ def spark_job(task_id: str, program: str, *args: str, **operator_args: Any) -> S
 
     The arguments travel as a list from here to the program's argv: no shell reads them.
     """
-    return SparkJob(
-        task_id=task_id,
-        application=str(_jobs_folder() / program),
+    return SparkJob(**_job_args(task_id, program, *args, **operator_args))
+
+
+def mapped_job(task_id: str, program: str, *args: str, encoders: Any, **operator_args: Any) -> Any:
+    """As `spark_job`, a task for each of `encoders`; where there is none, the task is skipped and costs nothing."""
+    return SparkJob.partial(**_job_args(task_id, program, *args, **operator_args)).expand(encoder=encoders)
+
+
+def _job_args(task_id: str, program: str, *args: str, **operator_args: Any) -> dict[str, Any]:
+    return {
+        "task_id": task_id,
+        "application": str(_jobs_folder() / program),
         # "=", because whoever triggers a run may name it, and a name may begin with a dash.
-        application_args=["--home", home(), "--run-id={{ run_id }}", *args],
-        conn_id="spark_default",
-        conf=_spark_conf(),
-        name="{{ dag.dag_id }}.{{ task.task_id }}",
-        pool=SPARK_POOL,
+        "application_args": ["--home", home(), "--run-id={{ run_id }}", *args],
+        "conn_id": "spark_default",
+        "conf": _spark_conf(),
+        "name": "{{ dag.dag_id }}.{{ task.task_id }}",
+        "pool": SPARK_POOL,
         **operator_args,
-    )
+    }
 
 
 def _jobs_folder() -> Path:

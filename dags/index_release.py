@@ -1,8 +1,11 @@
 """A release of the index: built from the checked embeddings, checked against exact search, published in one move.
 
-1. **build**: shards, files and manifest of a candidate. Nobody reads it yet.
-2. **check**: SHA-256 of every file, row count against the table's version, recall@10 against exact search.
-3. **publish**: the candidate becomes live by one atomic change of the pointer; the previous release stays for rollback.
+1. **choose_encoders**: the version that is live now is the one that is built.
+2. **build**: shards, files and manifest of a candidate. Nobody reads it yet.
+3. **check**: SHA-256 of every file, row count against the table's version, recall@10 against exact search.
+4. **publish**: the candidate becomes live by one atomic change of the pointer; the previous release stays for rollback. If
+   another version went live since step 1, this fails and changes nothing: the next night's release is of that version.
+5. **retire**: a version that served before is deleted once it has been kept for its retention. Mostly there is none.
 
 Starts with the day's event of the asset `pin_embeddings`, which `nightly_pins` emits once its gate passed; the run has the
 same partition key as the night. Days that finish together get a run each, first come, first served; a day that finishes
@@ -16,7 +19,19 @@ from datetime import timedelta
 
 from airflow.sdk import DAG, PartitionedAssetTimetable
 
-from dags.common import DAY, PIN_EMBEDDINGS, StopWhenCheckFails, day_of, day_param, encoder, spark_job, task_policy
+from dags.common import (
+    DAY,
+    PIN_EMBEDDINGS,
+    POINTER_POOL,
+    StopWhenCheckFails,
+    choose_encoders,
+    day_of,
+    day_param,
+    mapped_job,
+    retention_days,
+    spark_job,
+    task_policy,
+)
 
 with DAG(
     dag_id="index_release",
@@ -31,8 +46,11 @@ with DAG(
     user_defined_macros={"day_of": day_of},
     params={"ds": day_param()},
 ) as dag:
-    build = spark_job("build", "build_index.py", "--encoder", encoder(), "--ds", DAY, execution_timeout=timedelta(hours=6))
+    chosen = choose_encoders("leaving")
+    build = spark_job("build", "build_index.py", "--ds", DAY, encoder=chosen["live"], execution_timeout=timedelta(hours=6))
     check = spark_job("check", "check_index.py", retry_policy=StopWhenCheckFails())
-    publish = spark_job("publish", "publish_index.py", execution_timeout=timedelta(minutes=15))
+    publish = spark_job("publish", "publish_index.py", pool=POINTER_POOL, execution_timeout=timedelta(minutes=15))
+    kept = ("--retention-days", retention_days())
+    retire = mapped_job("retire", "retire_encoders.py", *kept, encoders=chosen, pool=POINTER_POOL)
 
-    build >> check >> publish
+    chosen >> build >> check >> publish >> retire

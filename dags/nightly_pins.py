@@ -2,10 +2,14 @@
 
 1. **wait_for_export**: the platform's export of the day is complete (`_SUCCESS` in `$PINLAKE_EXPORTS/ds=<day>/`). A folder
    without the marker is waited for, without holding a worker; a day without a folder fails and says so.
-2. **land**: the export becomes rows of `pins`, `boards` and `saves`; unusable rows go to `quarantine`.
-3. **embed**: new and changed contents go through the encoder, once; all other pins keep the vector that they have.
-4. **check**: counts that add up, coverage, norms. A bad night stops here, before anyone reads it. A good one is announced
+2. **choose_encoders**: the encoder of the live release, and those that are kept fresh beside it. The night stays with these,
+   whatever goes live meanwhile.
+3. **land**: the export becomes rows of `pins`, `boards` and `saves`; unusable rows go to `quarantine`.
+4. **embed**: new and changed contents go through the encoder, once; all other pins keep the vector that they have.
+5. **check**: counts that add up, coverage, norms. A bad night stops here, before anyone reads it. A good one is announced
    as the day's event of the asset `pin_embeddings`, from which `index_release` starts.
+6. **beside**: embed and check under each version that is kept fresh (a migration's candidate; the version before the last
+   cut-over). After the check, so that it neither stops nor delays what serves; mostly there is none, and it is skipped.
 
 A run is for one day of data, its partition key: at 02:00 UTC for the day before. Each step commits a table's day at once and
 may be repeated, so any day can be run again, in any order and beside tonight's:
@@ -18,15 +22,15 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import Any
 
-from airflow.sdk import DAG, CronPartitionTimetable, Param, task
+from airflow.sdk import DAG, CronPartitionTimetable, Param, task, task_group
 
 from dags.common import (
     DAY,
     PIN_EMBEDDINGS,
     StopWhenCheckFails,
+    choose_encoders,
     day_of,
     day_param,
-    encoder,
     export_is_complete,
     exports,
     first_night,
@@ -74,20 +78,28 @@ with DAG(
         if not context["dag_run"].partition_key:
             context["outlet_events"][PIN_EMBEDDINGS].add_partitions(day_of(None, context["params"]["ds"]))
 
-    land = spark_job("land", "land_exports.py", "--ds", DAY, "--exports", exports())
-    embed = spark_job(
-        "embed",
-        "embed_pins.py",
-        *("--ds", DAY, "--encoder", encoder(), "{{ '--retry-quarantined' if params.retry_quarantined else '' }}"),
-        execution_timeout=timedelta(hours=8),
-    )
-    check = spark_job(
-        "check",
-        "check_night.py",
-        *("--ds", DAY, "--encoder", encoder(), "--min-coverage", "{{ params.min_coverage }}"),
-        retry_policy=StopWhenCheckFails(),
-        outlets=[PIN_EMBEDDINGS],
-        post_execute=announce_day,
-    )
+    retry_flag = "{{ '--retry-quarantined' if params.retry_quarantined else '' }}"
 
-    wait_for_export(exports(), DAY) >> land >> embed >> check
+    def embed_with(encoder: Any) -> Any:
+        """The task that embeds the day under an encoder."""
+        arguments = ("--ds", DAY, retry_flag)
+        return spark_job("embed", "embed_pins.py", *arguments, encoder=encoder, execution_timeout=timedelta(hours=8))
+
+    def check_with(encoder: Any, **announcing: Any) -> Any:
+        """The task that checks it."""
+        arguments = ("--ds", DAY, "--min-coverage", "{{ params.min_coverage }}")
+        return spark_job(
+            "check", "check_night.py", *arguments, encoder=encoder, retry_policy=StopWhenCheckFails(), **announcing
+        )
+
+    @task_group
+    def beside(encoder: Any) -> None:
+        """The day under one of the other versions."""
+        embed_with(encoder) >> check_with(encoder)
+
+    chosen = choose_encoders()
+    land = spark_job("land", "land_exports.py", "--ds", DAY, "--exports", exports())
+    embed = embed_with(chosen["live"])
+    check = check_with(chosen["live"], outlets=[PIN_EMBEDDINGS], post_execute=announce_day)
+
+    wait_for_export(exports(), DAY) >> chosen >> land >> embed >> check >> beside.expand(encoder=chosen)

@@ -5,10 +5,8 @@ a thousand symbolic links that file one picture under a second name: real repins
 apt-get, need no root, and stay in a cache folder.
 
     python -m demo.openclipart --cache .cache/openclipart
-    python -m demo.openclipart --cache .cache/openclipart --pairs pairs.parquet
 
-The second line also writes (image_uri, text, creator) pairs to train an encoder on. How pictures become pins and days is
-not decided here, but in demo/days.py.
+How pictures become pins and days is not decided here, but in demo/days.py.
 """
 
 from __future__ import annotations
@@ -29,9 +27,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from xml.parsers import expat
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from embedding.contracts import pin_text
 
 log = logging.getLogger(__name__)
@@ -49,14 +44,6 @@ _GENERATED_TITLE = "gramastar"
 
 _METADATA_LIMIT_BYTES = 4 * 1024 * 1024
 _READ_BYTES = 64 * 1024
-
-PAIRS_SCHEMA = pa.schema(
-    [
-        pa.field("image_uri", pa.string(), nullable=False),
-        pa.field("text", pa.string(), nullable=False),
-        pa.field("creator", pa.string()),
-    ]
-)
 
 
 class ClipartUnavailableError(RuntimeError):
@@ -381,31 +368,10 @@ def _is_perl_reference(text: str) -> bool:
     return re.fullmatch(r"hash(\(0x[0-9a-f]+\))?", text.lower()) is not None
 
 
-# -- training pairs ---------------------------------------------------------------------------------------------------------
-
-
-def write_pairs(cliparts: Sequence[Clipart], out_path: Path) -> int:
-    """Writes a Parquet file of (image_uri, text, creator), one row a picture with text, and returns the number of rows.
-
-    Links are left out, being repetitions, and so are pictures above `ORDINARY_PIXELS`. The file appears whole or not at all.
-    """
-    rows = [
-        {"image_uri": clipart.uri, "text": clipart.text, "creator": clipart.meta.creator}
-        for clipart in cliparts
-        if clipart.link_to is None and clipart.text and 0 < clipart.pixels <= ORDINARY_PIXELS
-    ]
-    out_path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = out_path.with_name(f".{out_path.name}.{os.getpid()}")
-    pq.write_table(pa.Table.from_pylist(rows, schema=PAIRS_SCHEMA), unfinished, compression="zstd")
-    unfinished.replace(out_path)
-    return len(rows)
-
-
 def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line's arguments."""
     parser = argparse.ArgumentParser(prog="python -m demo.openclipart", description="Fetches Debian's openclipart packages.")
     parser.add_argument("--cache", type=Path, required=True, help="folder for the pictures (about 400 MB)")
-    parser.add_argument("--pairs", type=Path, help="also write this Parquet file of (image_uri, text, creator)")
     return parser.parse_args(arguments)
 
 
@@ -415,8 +381,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
         root = fetch(args.cache)
-        if args.pairs is not None:
-            log.info("wrote %d pairs to %s", write_pairs(read_clipart(root), args.pairs), args.pairs)
     except ClipartUnavailableError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

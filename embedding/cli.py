@@ -1,6 +1,7 @@
-"""`pinlake`: look at the tables and releases, search the live release, write the report.
+"""`pinlake`: look at the tables, releases and encoders, search the live release, write the report, roll a release back.
 
-Reads only; what changes tables or releases are the jobs.
+All but two commands only read. `rollback` replaces the pointer to the live release, and `abandon` ends a migration; no command
+writes a table or a release: that is what the jobs do.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from embedding.contracts import NIGHTS, TABLES
+from embedding.contracts import NIGHTS, PIN_EMBEDDINGS, TABLES
 from embedding.tables.lake import Lake
 from embedding.tables.storage import is_local
 
@@ -27,7 +28,7 @@ class UsageError(Exception):
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="pinlake", description="Look at the lake, search the live release, write the report.")
+    parser = argparse.ArgumentParser(prog="pinlake", description="Look at the lake, search it, roll it back.")
     parser.add_argument(
         "--home",
         default=os.environ.get("PINLAKE_HOME", ".pinlake"),
@@ -35,6 +36,15 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("status", help="tables, releases and the last nights").set_defaults(run=status)
+    commands.add_parser("encoders", help="the encoders' versions: which is live, which are kept fresh").set_defaults(
+        run=encoders
+    )
+    rollback_parser = commands.add_parser("rollback", help="make an earlier release live again")
+    rollback_parser.add_argument(
+        "--to", metavar="RELEASE", help="default: the one before the last cut-over, else the one before"
+    )
+    rollback_parser.set_defaults(run=rollback)
+    commands.add_parser("abandon", help="end the migration under way; nights stop embedding for it").set_defaults(run=abandon)
     search_parser = commands.add_parser("search", help="the nearest pins of a pin, a text or a picture")
     query = search_parser.add_mutually_exclusive_group(required=True)
     query.add_argument("--pin", type=int, metavar="ID", help="a pin of the live release")
@@ -114,10 +124,56 @@ NIGHT_COLUMNS = ("ds", "status", "landed", "new", "changed", "deleted", "encoded
 
 def nights_table(lake: Lake, last: int) -> str:
     """The last runs of nights as text, oldest first."""
-    from embedding.tables.scan import read_rows
+    from embedding.tables.nights import last_nights
 
-    nights = sorted(read_rows(lake.open(NIGHTS)).to_pylist(), key=lambda row: row["checked_at"])[-last:]
+    nights = last_nights(lake, NIGHT_COLUMNS, last)
     return format_table([[night[name] for name in NIGHT_COLUMNS] for night in nights], NIGHT_COLUMNS)
+
+
+def encoders(args: argparse.Namespace, out: Printer) -> None:
+    """Each version with its state, its vectors, the days it has of those that passed under the live one, its releases."""
+    from embedding.encoder.store import stored_versions, version_state
+    from embedding.index.release import list_releases, live_version
+    from embedding.tables.lake import data_files
+    from embedding.tables.nights import passed_days
+
+    lake = Lake(args.home)
+    versions = stored_versions(lake)
+    if not versions:
+        raise UsageError(f"there are no encoders under {lake.encoders_uri}: the first night brings one")
+    vectors: dict[str | None, int] = {}
+    if lake.exists(PIN_EMBEDDINGS):
+        for file in data_files(lake.open(PIN_EMBEDDINGS)):
+            version = file.partition["embedding_version"]
+            vectors[version] = vectors.get(version, 0) + file.num_rows
+    releases = [manifest.embedding_version for manifest in list_releases(lake, [])]
+    served = set(passed_days(lake, live_version(lake) or versions[0]))
+    rows = []
+    for version in versions:
+        days = f"{len(served & set(passed_days(lake, version)))} of {len(served)}"
+        rows.append((version, *version_state(lake, version), days, vectors.get(version, 0), releases.count(version)))
+    out(format_table(rows, ("embedding_version", "state", "since", "days", "vectors", "releases")))
+
+
+def rollback(args: argparse.Namespace, out: Printer) -> None:
+    from embedding.index.cut_over import roll_back
+
+    lake = Lake(args.home)
+    out(roll_back(lake, args.to, "pinlake rollback"))
+    out("The next night and release follow it; to have today's pins in it at once, trigger index_release for the last day.")
+
+
+def abandon(args: argparse.Namespace, out: Printer) -> None:
+    from embedding.encoder.store import candidate_version, mark_abandoned
+    from embedding.index.release import pointer_lock
+
+    lake = Lake(args.home)
+    with pointer_lock(lake):
+        version = candidate_version(lake)
+        if version is None:
+            raise UsageError("no migration is under way")
+        mark_abandoned(lake, version, "pinlake abandon")
+    out(f"{version} is no candidate any more. Its vectors stay until retire_encoders.py --encoder {version} deletes them.")
 
 
 def search(args: argparse.Namespace, out: Printer) -> None:
@@ -125,13 +181,13 @@ def search(args: argparse.Namespace, out: Printer) -> None:
 
     lake = Lake(args.home)
     release = open_live(lake)
-    neighbours = _neighbours(release, args)
+    neighbours = _neighbours(lake, release, args)
     rows = [(rank, n.score, n.pin_id, (n.title or "")[:48], n.image_uri or "") for rank, n in enumerate(neighbours, start=1)]
     out(f"release {release.manifest.release_id}, {release.manifest.rows} pins\n")
     out(format_table(rows, ("#", "cosine", "pin_id", "title", "image")))
 
 
-def _neighbours(release: Release, args: argparse.Namespace) -> list[Neighbour]:
+def _neighbours(lake: Lake, release: Release, args: argparse.Namespace) -> list[Neighbour]:
     if args.pin is not None:
         try:
             vector = release.vector_of(args.pin)
@@ -139,11 +195,11 @@ def _neighbours(release: Release, args: argparse.Namespace) -> list[Neighbour]:
             raise UsageError(f"the live release has no pin {args.pin}") from None
         return release.neighbours(vector, args.k, without=args.pin)
     from embedding.encoder.cache import shared_encoder
-    from embedding.encoder.config import embedding_version, load_config
+    from embedding.encoder.store import encoder_of_release
 
-    config = load_config(release.manifest.encoder)
-    release.require_version(str(embedding_version(config)))
-    encoder = shared_encoder(config)
+    opened = encoder_of_release(lake, release.manifest)
+    release.require_version(opened.version)
+    encoder = shared_encoder(opened.config)
     if args.text is not None:
         if not args.text.strip():
             raise UsageError("--text is empty")

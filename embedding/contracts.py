@@ -26,6 +26,16 @@ a longer field is a fault of the export, and is quarantined rather than cut."""
 
 SUCCESS_MARKER = "_SUCCESS"
 
+LIVE_POINTER = "releases/pins/LIVE"
+"""Below the lake's home: names the live release and its `embedding_version`. Its change moves index and encoder at once
+(docs/decisions/0005-one-pointer-moves-everything.md)."""
+
+ENCODERS_FOLDER = "encoders"
+"""Below the lake's home: a folder an embedding version that the lake knows."""
+
+FRESH_MARKER, RETIRED_MARKER = "FRESH", "RETIRED"
+"""Files in an encoder's folder: nights embed each day under it beside the live one; its vectors and releases are deleted."""
+
 
 class Reason(StrEnum):
     """Why a row is in `quarantine`. The value is what the table holds."""
@@ -219,7 +229,10 @@ SAVES = TableContract(
 
 PIN_EMBEDDINGS = TableContract(
     name="pin_embeddings",
-    about="One vector a pin, day and encoder. A pin's current vector is the one of its latest day in `pins`.",
+    about=(
+        "One vector a pin, day and encoder. A pin's current vector is the one of its latest day in `pins`. While a migration "
+        "runs, and for a week after it, there are two encoders' vectors: `pinlake encoders` says which version is live."
+    ),
     schema=pa.schema(
         [
             pa.field("pin_id", pa.int64(), nullable=False),
@@ -288,24 +301,27 @@ QUARANTINE = TableContract(
 )
 
 _COUNTS = {
-    "landed": "Rows of pins in the export that were no deletions.",
-    "new": "Of the usable ones: pins not alive before this day.",
-    "changed": "Of the usable ones: pins alive before this day.",
-    "deleted": "Deletions.",
+    "landed": "Rows of pins in the export that were no deletions; in a migration's row those that are their pin's latest.",
+    "new": "Of the usable ones: pins not alive before this day; 0 in a migration's row.",
+    "changed": "Of the usable ones: pins alive before this day; 0 in a migration's row.",
+    "deleted": "Deletions; 0 in a migration's row.",
     "embedded": "Pins with a vector.",
     "encoded": "Contents that went through the encoder in this run.",
     "reused": "Pins whose vector was already known: `embedded - encoded`.",
     "quarantined": "Rows of pins in `quarantine`: `landed - embedded`.",
 }
 _SECONDS = {
-    "land_s": "Seconds of the landing job.",
+    "land_s": "Seconds of the landing job; null in a migration's row.",
     "embed_s": "Seconds of the embedding job.",
     "encode_s": "Seconds of its encoding stage alone; null where nothing was encoded.",
 }
 
 NIGHTS = TableContract(
     name="nights",
-    about="One row a run of `nightly_pins`: what it counted, how long it took, what it found wrong.",
+    about=(
+        "One row a night and encoder: what it counted, how long it took, what it found wrong. A migration to another encoder "
+        "writes a row a day as well; it counts only the pins whose latest row is of that day, and has no `land_s`."
+    ),
     schema=pa.schema(
         [
             pa.field("run_id", pa.string(), nullable=False),
@@ -323,12 +339,12 @@ NIGHTS = TableContract(
         ]
     ),
     partition_by=(),
-    key=("run_id", "ds"),
+    key=("run_id", "ds", "embedding_version"),
     meanings={
         "run_id": "The run.",
         "ds": _DS,
         "embedding_version": "The encoder.",
-        "status": "`passed` or `failed`: releases are built from days whose latest run passed.",
+        "status": "`passed` or `failed`: an encoder's releases are built from the days whose latest row under it passed.",
         "failures": "What the gate found, a sentence each; empty where it passed.",
         **_COUNTS,
         "coverage": "`embedded / landed`; null on a day without pins.",

@@ -1,9 +1,9 @@
 """Builds an index release of all current pins: train, fill shards on the executors, merge, measure, write the manifest.
 
-    spark-submit jobs/build_index.py --home .pinlake --ds 2026-11-18 --run-id by-hand --encoder pinclip-base
+    spark-submit jobs/build_index.py --home .pinlake --ds 2026-11-18 --run-id by-hand --encoder live
 
-A release holds the current state over every day whose latest night passed its gate, at one version of each table; `--ds`
-only says which night asked. If a release of that very state exists, it is taken as it is.
+A release holds the current state over every day whose latest night passed its gate under the encoder, at one version of each
+table; `--ds` only says which night asked. If a release of that very state exists, it is taken as it is.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from pyspark import TaskContext
 from pyspark.sql import DataFrame, SparkSession
 
 from embedding.contracts import EMBEDDING_DIM, NIGHTS
-from embedding.encoder.config import ConfigError, embedding_version, load_config
+from embedding.encoder.config import ConfigError, EncoderConfig
 from embedding.index.build import (
     TRAINING_POINTS_A_CENTROID,
     cheapest_point,
@@ -48,7 +48,7 @@ from embedding.tables import storage
 from embedding.tables.exports import file_sha256
 from embedding.tables.lake import Lake
 from jobs.current import PIN_COLUMNS, CurrentState, batch_vectors, current_pins, current_state, exact_neighbours, sample_pins
-from jobs.session import ArrowRows, arguments, log, map_arrow, run_program, spark_session
+from jobs.session import ArrowRows, arguments, day_argument, job_encoder, log, map_arrow, run_program, spark_session
 
 ROWS_A_SHARD = 1_000_000
 RECIPE_VERSION = 1
@@ -59,7 +59,9 @@ _DESCRIBED = pa.schema([pa.field(name, pa.int64() if name.endswith("_id") else p
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    return arguments(__doc__, encoder=True).parse_args(argv)
+    parser = arguments(__doc__, ds=False, encoder=True)
+    parser.add_argument("--ds", type=day_argument, help="the day of the night that asked, for the log")
+    return parser.parse_args(argv)
 
 
 def fill_shards(current: DataFrame, trained: bytes, work_uri: str) -> list[tuple[str, int]]:
@@ -92,7 +94,9 @@ def _written(batches: ArrowRows, writer: Any) -> Any:
         yield batch_vectors(batch)
 
 
-def build(spark: SparkSession, lake: Lake, state: CurrentState, release_id: str, args: argparse.Namespace) -> Manifest:
+def build(
+    spark: SparkSession, lake: Lake, state: CurrentState, release_id: str, config: EncoderConfig, run_id: str
+) -> Manifest:
     """Writes all files of the release, the manifest last. An earlier, unfinished attempt is overwritten."""
     current = current_pins(spark, lake, state).persist()
     rows = current.count()
@@ -125,7 +129,7 @@ def build(spark: SparkSession, lake: Lake, state: CurrentState, release_id: str,
         release_id=release_id,
         ds=state.days[-1],
         embedding_version=state.embedding_version,
-        encoder=args.encoder,
+        encoder=config.name,
         rows=rows,
         dim=EMBEDDING_DIM,
         factory=factory,
@@ -134,7 +138,7 @@ def build(spark: SparkSession, lake: Lake, state: CurrentState, release_id: str,
         days=state.days,
         pins_version=state.pins_version,
         pin_embeddings_version=state.pin_embeddings_version,
-        built_by=args.run_id,
+        built_by=run_id,
         built_at=datetime.now(UTC).isoformat(timespec="milliseconds"),
         files=files,
         sweep=sweep,
@@ -160,15 +164,15 @@ def _clear(uri: str) -> None:
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
     lake = Lake(args.home)
-    version = str(embedding_version(load_config(args.encoder)))
+    encoder = job_encoder(lake, args.encoder)
     if not lake.exists(NIGHTS):
         raise ReleaseError(f"no night has run under {lake.home}: there is nothing to release")
-    state = current_state(lake, version)
+    state = current_state(lake, encoder.version)
     release_id = make_release_id(state.days[-1], {**vars(state), "recipe": RECIPE_VERSION, "faiss": faiss.__version__})
     if storage.exists(f"{release_uri(lake, release_id)}/{MANIFEST}"):
-        log.info("release %s of this state exists already", release_id)
+        log.info("%s: release %s of this state exists already", args.ds or encoder.version, release_id)
     else:
-        manifest = build(spark_session(f"build {args.ds}"), lake, state, release_id, args)
+        manifest = build(spark_session(f"build {release_id}"), lake, state, release_id, encoder.config, args.run_id)
         log.info(
             "%s: %d rows, %s, nprobe %d, recall@10 %.4f",
             release_id,

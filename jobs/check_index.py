@@ -1,8 +1,9 @@
-"""Checks a built release: files, rows, canaries, recall@10 against exact search. Exits with 3 where it must not go live.
+"""Checks a built release: files, rows, forgotten pins, canaries, recall@10 against exact search.
 
     spark-submit jobs/check_index.py --home .pinlake --run-id by-hand
 
-Independent of the build: it opens the release as a reader does, and asks it other queries than those it was tuned with.
+Exits with 3 where it must not go live. Independent of the build: it opens the release as a reader does, and asks it other
+queries than those it was tuned with.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from embedding.index.release import (
     write_check,
 )
 from embedding.tables.lake import Lake
-from jobs.current import CurrentState, current_pins, exact_neighbours, sample_pins
+from jobs.current import CurrentState, current_pins, exact_neighbours, sample_pins, unsettled_pins
 from jobs.session import EXIT_GATE_FAILED, arguments, log, run_program, spark_session
 
 QUERIES = 300
@@ -43,13 +44,19 @@ def check_release(lake: Lake, manifest: Manifest, min_recall: float) -> Check:
         return verdict(lake, manifest, damaged, recall=0.0, queries=0)
     failures: list[str] = []
     state = CurrentState(manifest.embedding_version, manifest.days, manifest.pins_version, manifest.pin_embeddings_version)
-    current = current_pins(spark_session(f"check {manifest.release_id}"), lake, state).persist()
+    spark = spark_session(f"check {manifest.release_id}")
+    current = current_pins(spark, lake, state).persist()
     rows = current.count()
     release = Release(lake, manifest)
     vectors, described = release.count_rows()
     if not rows == manifest.rows == vectors == described:
         failures.append(
             f"rows differ: {rows} in the tables, {manifest.rows} in the manifest, {vectors} in the index, {described} described"
+        )
+    if forgotten := unsettled_pins(spark, lake, state).count():
+        failures.append(
+            f"{forgotten} living pins have neither a vector nor a reason under {manifest.embedding_version}: "
+            f"run migrate_pins.py --to {manifest.embedding_version}, which looks for them"
         )
     queries_QD, ids = sample_pins(current, rows, QUERIES, seed=3)
     scores, found = release.search(queries_QD, TOP + 1)

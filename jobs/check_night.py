@@ -1,6 +1,6 @@
 """Checks an embedded day and writes its row of `nights`. Exits with 3 where the night must not be read.
 
-    spark-submit jobs/check_night.py --home .pinlake --ds 2026-11-18 --run-id by-hand --encoder pinclip-base
+    spark-submit jobs/check_night.py --home .pinlake --ds 2026-11-18 --run-id by-hand --encoder live
 
 All counts come from the tables and from the export's own footers, none from what the earlier steps say they did.
 """
@@ -8,32 +8,21 @@ All counts come from the tables and from the export's own footers, none from wha
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
-from deltalake import write_deltalake
-from pyspark.sql import DataFrame, Row, SparkSession
+from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
-from embedding.contracts import EMBEDDING_DIM, NIGHTS, PIN_EMBEDDINGS, PINS, QUARANTINE
-from embedding.encoder.config import ConfigError, embedding_version, load_config
-from embedding.quality.gate import NORM_TOLERANCE, NightCounts, VectorFacts, check_counts, check_vectors
+from embedding.contracts import PIN_EMBEDDINGS, PINS, QUARANTINE
+from embedding.encoder.config import ConfigError
+from embedding.index.release import ReleaseError
+from embedding.quality.gate import NightCounts, check_counts, check_vectors
 from embedding.tables.exports import ExportError
 from embedding.tables.lake import Lake, Partition, partition_is
-from jobs.session import (
-    EXIT_GATE_FAILED,
-    ArrowRows,
-    StepStatistics,
-    arguments,
-    log,
-    map_arrow,
-    read_table,
-    run_program,
-    spark_session,
-)
+from jobs.night_rows import one_row, table_versions, vector_facts, write_night
+from jobs.session import EXIT_GATE_FAILED, StepStatistics, arguments, job_encoder, log, read_table, run_program, spark_session
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -84,59 +73,8 @@ def count_night(spark: SparkSession, lake: Lake, ds: str, version: str, run_id: 
     )
 
 
-def one_row(aggregate: DataFrame) -> Row:
-    row = aggregate.first()
-    assert row is not None, "an aggregate without groups has one row"
-    return row
-
-
-_PARTIAL = pa.schema(
-    [("rows", pa.int64()), ("wrong_dimension", pa.int64()), ("off_norm", pa.int64()), ("sum", pa.list_(pa.float64()))]
-)
-
-
-def _look_at_vectors(batches: ArrowRows) -> ArrowRows:
-    """A partition's counts, and the sum of its vectors."""
-    rows, wrong, off, total = 0, 0, 0, np.zeros(EMBEDDING_DIM)
-    for batch in batches:
-        rows += batch.num_rows
-        column = batch.column("embedding")
-        lengths = np.diff(column.offsets.to_numpy())
-        wrong += int((lengths != EMBEDDING_DIM).sum())
-        good = column.filter(pa.array(lengths == EMBEDDING_DIM))
-        vectors_ND = good.flatten().to_numpy(zero_copy_only=False).reshape(-1, EMBEDDING_DIM).astype(np.float64)
-        norms = np.linalg.norm(vectors_ND, axis=1)
-        off += int((~(np.abs(norms - 1) <= NORM_TOLERANCE)).sum())
-        total += np.nan_to_num(vectors_ND).sum(axis=0)
-    yield pa.RecordBatch.from_pylist([{"rows": rows, "wrong_dimension": wrong, "off_norm": off, "sum": total}], schema=_PARTIAL)
-
-
-def vector_facts(spark: SparkSession, lake: Lake, ds: str, version: str) -> VectorFacts:
-    vectors = read_table(spark, lake.open(PIN_EMBEDDINGS), ["embedding"], partition_is(ds=ds, embedding_version=version))
-    parts = map_arrow(vectors, _look_at_vectors, _PARTIAL).collect()
-    rows = sum(part.rows for part in parts)
-    total = np.sum([part["sum"] for part in parts], axis=0) if parts else np.zeros(EMBEDDING_DIM)
-    return VectorFacts(
-        wrong_dimension=sum(part.wrong_dimension for part in parts),
-        off_norm=sum(part.off_norm for part in parts),
-        mean_vector_norm=float(np.linalg.norm(total) / rows) if rows else None,
-    )
-
-
-def write_night(lake: Lake, row: Mapping[str, Any]) -> None:
-    """The run's row; a retry of the check replaces its own."""
-    run_id, ds = str(row["run_id"]).replace("'", "''"), row["ds"]
-    lake.open(NIGHTS)
-    write_deltalake(
-        lake.table_uri(NIGHTS),
-        pa.Table.from_pylist([dict(row)], schema=NIGHTS.schema),
-        mode="overwrite",
-        predicate=f"run_id = '{run_id}' AND ds = '{ds}'",
-    )
-
-
 def night_row(lake: Lake, args: argparse.Namespace, version: str, counts: NightCounts, failures: list[str]) -> dict[str, Any]:
-    land, embed = (StepStatistics.read(lake, args.ds, args.run_id, step) for step in ("land", "embed"))
+    land, embed = (StepStatistics.read(lake, args.ds, args.run_id, step) for step in ("land", f"embed-{version}"))
     encode_s = embed.get("encode_s")
     return {
         "run_id": args.run_id,
@@ -152,8 +90,7 @@ def night_row(lake: Lake, args: argparse.Namespace, version: str, counts: NightC
         "land_s": land.get("seconds"),
         "embed_s": embed.get("seconds"),
         "encode_s": encode_s,
-        "pins_version": lake.open(PINS).version(),
-        "pin_embeddings_version": lake.open(PIN_EMBEDDINGS).version(),
+        **table_versions(lake),
         "checked_at": datetime.now(UTC),
     }
 
@@ -161,7 +98,7 @@ def night_row(lake: Lake, args: argparse.Namespace, version: str, counts: NightC
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse_args(argv)
     lake = Lake(args.home)
-    version = str(embedding_version(load_config(args.encoder)))
+    version = job_encoder(lake, args.encoder).version
     exported = StepStatistics.read(lake, args.ds, args.run_id, "land").get("export_pin_rows")
     if exported is None:
         raise ExportError(f"{args.ds} was not landed by run {args.run_id}: run land_exports.py with the same --run-id first")
@@ -177,4 +114,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    run_program(main, ConfigError, ExportError)
+    run_program(main, ConfigError, ExportError, ReleaseError)

@@ -1,4 +1,4 @@
-"""The current state of all pins as Spark sees it, shared by the programs that build and check releases.
+"""The current state of all pins as Spark sees it, shared by the programs that build, check and migrate.
 
 A pin's state is its row of the latest day; it is current if that row is no deletion and has a vector of that same day and
 content. Only days whose latest night passed are looked at, so that a day in the middle of landing changes nothing
@@ -7,7 +7,7 @@ content. Only days whose latest night passed are looked at, so that a day in the
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,15 +15,17 @@ import pyarrow as pa
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
-from embedding.contracts import NIGHTS, PIN_EMBEDDINGS, PINS
+from embedding.contracts import PIN_EMBEDDINGS, PINS, QUARANTINE
 from embedding.index.build import TOP
 from embedding.index.recall import Floats, Ids, drop_self, exact_top_k, merge_top_k
 from embedding.index.release import ReleaseError
-from embedding.tables.lake import Lake, Partition
-from embedding.tables.scan import read_rows
+from embedding.tables.lake import Lake, PartitionFilter
+from embedding.tables.nights import passed_days
 from jobs.session import ArrowRows, map_arrow, read_table
 
 PIN_COLUMNS = ("pin_id", "board_id", "title", "image_uri")
+ROW_KEY = ["pin_id", "ds", "source_sha256"]
+"""Names one row of `pins` and what is in it; `pin_embeddings` and `quarantine` carry it too."""
 
 
 @dataclass(frozen=True)
@@ -38,35 +40,51 @@ class CurrentState:
 
 def current_state(lake: Lake, embedding_version: str) -> CurrentState:
     """The days that may be read, and the tables' versions now. Raises ReleaseError where no night has passed."""
-    nights = read_rows(lake.open(NIGHTS), ["ds", "embedding_version", "status", "checked_at"]).to_pylist()
-    latest = {
-        row["ds"]: row["status"]
-        for row in sorted(nights, key=lambda row: row["checked_at"])
-        if row["embedding_version"] == embedding_version
-    }
-    days = sorted(ds for ds, status in latest.items() if status == "passed")
+    days = passed_days(lake, embedding_version)
     if not days:
         raise ReleaseError(f"no night has passed its gate under {embedding_version}: there is nothing to release")
     return CurrentState(embedding_version, days, lake.open(PINS).version(), lake.open(PIN_EMBEDDINGS).version())
 
 
+def latest_pins(spark: SparkSession, lake: Lake, state: CurrentState, columns: Sequence[str] = PIN_COLUMNS) -> DataFrame:
+    """`columns`, `ds` and `source_sha256` of each pin's latest row within the state's days, but for deleted pins."""
+    days = set(state.days)
+    read = [*columns, "ds", "deleted", "source_sha256"]
+    pins = read_table(spark, lake.open(PINS, state.pins_version), read, lambda partition: partition["ds"] in days)
+    row = F.struct(*[name for name in read if name != "pin_id"])
+    latest = pins.groupBy("pin_id").agg(F.max_by(row, "ds").alias("row")).select("pin_id", "row.*")
+    return latest.where(~F.col("deleted")).drop("deleted")
+
+
+def _of_version(state: CurrentState) -> PartitionFilter:
+    days = set(state.days)
+    return lambda partition: partition["ds"] in days and partition["embedding_version"] == state.embedding_version
+
+
 def current_pins(spark: SparkSession, lake: Lake, state: CurrentState) -> DataFrame:
     """Columns PIN_COLUMNS and `embedding`, one row a current pin."""
-    days = set(state.days)
+    vector_columns = [*ROW_KEY, "embedding"]
+    table = lake.open(PIN_EMBEDDINGS, state.pin_embeddings_version)
+    vectors = read_table(spark, table, vector_columns, _of_version(state))
+    return latest_pins(spark, lake, state).join(vectors, ROW_KEY, "inner").select(*PIN_COLUMNS, "embedding")
 
-    def readable(partition: Partition) -> bool:
-        return (
-            partition["ds"] in days and partition.get("embedding_version", state.embedding_version) == state.embedding_version
-        )
 
-    columns = [*PIN_COLUMNS, "ds", "deleted", "source_sha256"]
-    pins = read_table(spark, lake.open(PINS, state.pins_version), columns, readable)
-    row = F.struct(*[name for name in columns if name != "pin_id"])
-    latest = pins.groupBy("pin_id").agg(F.max_by(row, "ds").alias("row")).select("pin_id", "row.*").where(~F.col("deleted"))
-    vector_columns = ["pin_id", "ds", "source_sha256", "embedding"]
-    vectors = read_table(spark, lake.open(PIN_EMBEDDINGS, state.pin_embeddings_version), vector_columns, readable)
-    joined = latest.join(vectors, ["pin_id", "ds", "source_sha256"], "inner")
-    return joined.select(*PIN_COLUMNS, "embedding")
+def settled_rows(spark: SparkSession, lake: Lake, state: CurrentState, also: Sequence[str] = ()) -> DataFrame:
+    """ROW_KEY and `reason` of every row of `pins` that ended, under the state's version, with a vector (null) or a reason.
+
+    `also` names further columns that both tables have.
+    """
+    table = lake.open(PIN_EMBEDDINGS, state.pin_embeddings_version)
+    vectors = read_table(spark, table, [*ROW_KEY, *also], _of_version(state))
+    # Stage `land` has no embedding version, and so does not count.
+    rejected = read_table(spark, lake.open(QUARANTINE), [*ROW_KEY, "reason", *also], _of_version(state))
+    return vectors.withColumn("reason", F.lit(None).cast("string")).unionByName(rejected)
+
+
+def unsettled_pins(spark: SparkSession, lake: Lake, state: CurrentState) -> DataFrame:
+    """ROW_KEY of the living pins whose latest row has neither a vector nor a reason: none, or a release would drop pins."""
+    latest = latest_pins(spark, lake, state, ["pin_id"])
+    return latest.join(settled_rows(spark, lake, state).select(ROW_KEY), ROW_KEY, "left_anti").select(ROW_KEY)
 
 
 def batch_vectors(batch: pa.RecordBatch) -> tuple[Floats, Ids]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -23,6 +24,8 @@ from pyspark.sql.pandas.types import from_arrow_schema
 from pyspark.sql.types import StructType
 
 from embedding.contracts import TableContract, parse_ds
+from embedding.encoder.config import DEFAULT_CONFIG
+from embedding.encoder.store import LIVE, LakeEncoder, resolve_encoder
 from embedding.tables import storage
 from embedding.tables.lake import DayChangedError, Lake, PartitionFilter, data_files
 from embedding.tables.scan import projected_schema, scan_file
@@ -35,6 +38,11 @@ EXIT_BAD_INPUT = 2
 """The day's data or the arguments are at fault: a retry without a change will fail again."""
 EXIT_GATE_FAILED = 3
 """The quality gate said no."""
+
+ENCODER_HELP = (
+    "live (the default: the live release's; without a release $PINLAKE_ENCODER, else pinclip-base), candidate, an embedding "
+    "version of the lake, or a config's name or path"
+)
 
 log = logging.getLogger("pinlake")
 
@@ -54,8 +62,13 @@ def arguments(about: str | None, *, ds: bool = True, encoder: bool = False) -> a
     if ds:
         parser.add_argument("--ds", required=True, type=day_argument, help="the data's day, YYYY-MM-DD")
     if encoder:
-        parser.add_argument("--encoder", default="pinclip-base", help="name or path of an encoder's config")
+        parser.add_argument("--encoder", default=LIVE, help=ENCODER_HELP)
     return parser
+
+
+def job_encoder(lake: Lake, spec: str) -> LakeEncoder:
+    """The encoder that `--encoder` means; a named config is copied into the lake on its first use."""
+    return resolve_encoder(lake, spec, os.environ.get("PINLAKE_ENCODER") or DEFAULT_CONFIG)
 
 
 def spark_session(name: str) -> SparkSession:

@@ -9,6 +9,9 @@ The modules, in the order in which a pin passes them:
 - `model`   pictures and texts -> vectors
 - `stream`  all of it over an endless iterator of pins, with bounded memory
 
-`train_projections` makes the weights of the embedded default. Only `model`, `stream` and the trainer need torch, and this
-file imports none of them.
+- `store`   the encoders of a lake, and which of them is live
+
+How an encoder comes to be: `training_set` (with `pictures` and `bags`) -> `examples` -> `sources`, `losses`, `warm_start`,
+`train` by a `recipe` -> `judge` -> `tracking`. Only `model`, `fusion`, `stream` and what trains need torch, and this file
+imports none of them.
 """

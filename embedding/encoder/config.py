@@ -80,6 +80,14 @@ class Fusion:
 
 
 @dataclass(frozen=True)
+class LearnedFusion:
+    """A fusion head with weights of its own (`embedding.encoder.fusion`): a pin's vector has `dim` dimensions."""
+
+    dim: int
+    hidden: int
+
+
+@dataclass(frozen=True)
 class EncoderConfig:
     """An encoder, with all its files found. Made by `load_config`.
 
@@ -91,13 +99,19 @@ class EncoderConfig:
     model: dict[str, Any]
     weights: tuple[WeightsFile, ...]
     preprocess: Preprocess
-    fusion: Fusion
+    fusion: Fusion | LearnedFusion
     precision: Literal["fp32", "bf16"]
     context_length: int
     source: Path
 
     @property
     def dim(self) -> int:
+        """Dimensions of a pin's vector."""
+        return self.fusion.dim if isinstance(self.fusion, LearnedFusion) else self.width
+
+    @property
+    def width(self) -> int:
+        """Dimensions of what each tower says of its picture or text."""
         return int(self.model["embed_dim"])
 
     @property
@@ -255,8 +269,13 @@ def _parse_preprocess(raw: object) -> Preprocess:
     return cfg
 
 
-def _parse_fusion(raw: object) -> Fusion:
+def _parse_fusion(raw: object) -> Fusion | LearnedFusion:
     entry = _object(raw, "fusion")
+    if "hidden" in entry or "dim" in entry:
+        _check_keys(entry, "fusion", {"dim", "hidden"}, set())
+        if not all(type(entry[name]) is int and entry[name] > 0 for name in ("dim", "hidden")):
+            raise ConfigError(f"fusion: {dict(entry)} must be two whole numbers above 0")
+        return LearnedFusion(entry["dim"], entry["hidden"])
     _check_keys(entry, "fusion", set(), {field.name for field in fields(Fusion)})
     fusion = Fusion(**cast(Any, entry))
     weights = (fusion.image_weight, fusion.text_weight)

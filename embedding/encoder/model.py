@@ -23,7 +23,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from embedding.contracts import EmbeddingVersion
-from embedding.encoder.config import ConfigError, EncoderConfig, WeightsFile, embedding_version
+from embedding.encoder.config import ConfigError, EncoderConfig, LearnedFusion, WeightsFile, embedding_version
+from embedding.encoder.fusion import FusionHead
 from embedding.encoder.layouts import LAYOUT_NAMES
 
 Vectors = npt.NDArray[np.float32]
@@ -98,11 +99,26 @@ class PinEncoder:
             raise ValueError(f"pixels of shape [N, 3, H, W] are needed, not {list(pixels_N3HW.shape)}")
         if not len(pixels_N3HW):
             return np.empty((0, self.dim), np.float32)
+        return self._alone(self.image_vectors(pixels_N3HW), image=True)
+
+    def image_vectors(self, pixels_N3HW: Tensor) -> Tensor:
+        """What the image tower says: unit vectors [N, E], on the CPU."""
         size = CPU_IMAGES_A_PASS if self.device.type == "cpu" else len(pixels_N3HW)
         passes = (pixels_N3HW[start : start + size] for start in range(0, len(pixels_N3HW), size))
         with torch.inference_mode(), self._autocast():
             parts = [cast(Any, self.model).encode_image(self._on_device(part)) for part in passes]
-        return _unit(torch.cat(parts).float().cpu().numpy())
+        return nn.functional.normalize(torch.cat(parts).float().cpu(), dim=-1)
+
+    def _alone(self, vectors_NE: Tensor, *, image: bool) -> Vectors:
+        """Vectors [N, D] of pins that have nothing but this picture (or this text)."""
+        has_image_N, nothing_NE = torch.full((len(vectors_NE),), image), torch.zeros_like(vectors_NE)
+        pair = (vectors_NE, nothing_NE) if image else (nothing_NE, vectors_NE)
+        return self.combine(*pair, has_image_N, ~has_image_N)
+
+    def _fuse(self, image_NE: Tensor, text_NE: Tensor, has_image_N: Tensor, has_text_N: Tensor) -> Vectors:
+        with torch.inference_mode():
+            parts = [part.to(self.device) for part in (image_NE, text_NE, has_image_N, has_text_N)]
+            return np.asarray(cast(Any, self.model).fusion(*parts).cpu().numpy(), dtype=np.float32)
 
     def _on_device(self, pixels_N3HW: Tensor) -> Tensor:
         # Channels last is the layout in which convolutions are quickest, on CPUs and GPUs alike.
@@ -114,15 +130,19 @@ class PinEncoder:
             raise ValueError("a list of texts is needed, not one text")
         if not len(texts):
             return np.empty((0, self.dim), np.float32)
+        return self._alone(self.text_vectors(texts), image=False)
+
+    def text_vectors(self, texts: Sequence[str]) -> Tensor:
+        """What the text tower says: unit vectors [N, E], on the CPU."""
         # Texts of like length together: one long description would have all others padded to its length.
         order = np.argsort([len(text) for text in texts], kind="stable")
         size = CPU_TEXTS_A_PASS if self.device.type == "cpu" else len(texts)
-        features_ND = np.empty((len(texts), self.dim), np.float32)
+        vectors_NE = torch.empty((len(texts), self.config.width), dtype=torch.float32)
         with torch.inference_mode(), self._autocast():
             for rows in (order[start : start + size] for start in range(0, len(order), size)):
-                tokens_NL = self._tokens([texts[row] for row in rows]).to(self.device)
-                features_ND[rows] = cast(Any, self.model).encode_text(tokens_NL).float().cpu().numpy()
-        return _unit(features_ND)
+                tokens_NL = self.tokens([texts[row] for row in rows]).to(self.device)
+                vectors_NE[torch.from_numpy(rows)] = cast(Any, self.model).encode_text(tokens_NL).float().cpu()
+        return nn.functional.normalize(vectors_NE, dim=-1)
 
     def encode_pins(self, pixels: Sequence[Tensor | None], texts: Sequence[str]) -> Vectors:
         """Unit vectors [N, D] of pins, each from its picture ([3, H, W] or None), its text ("" for none), or both fused.
@@ -135,25 +155,38 @@ class PinEncoder:
         with_text = [i for i, text in enumerate(texts) if text]
         if empty := sorted(set(range(len(texts))) - set(with_image) - set(with_text)):
             raise ValueError(f"pins {empty[:5]} of this batch have neither picture nor text")
-        images = self.encode_images(torch.stack([p for p in pixels if p is not None])) if with_image else None
-        image_N, text_N = np.isin(np.arange(len(texts)), with_image), np.isin(np.arange(len(texts)), with_text)
-        fused_ND = np.zeros((len(texts), self.dim), np.float32)
-        if images is not None:
-            fused_ND[with_image] = images * np.where(text_N[with_image], self.config.fusion.image_weight, 1.0)[:, None]
+        images = torch.zeros((len(texts), self.config.width))
+        words = torch.zeros((len(texts), self.config.width))
+        if with_image:
+            images[with_image] = self.image_vectors(torch.stack([p for p in pixels if p is not None]))
         if with_text:
-            weights = np.where(image_N[with_text], self.config.fusion.text_weight, 1.0)[:, None]
-            fused_ND[with_text] += self.encode_texts([texts[i] for i in with_text]) * weights
-        return _unit(fused_ND)
+            words[with_text] = self.text_vectors([texts[i] for i in with_text])
+        numbers = torch.arange(len(texts))
+        image_N, text_N = (torch.isin(numbers, torch.tensor(rows, dtype=torch.long)) for rows in (with_image, with_text))
+        return self.combine(images, words, image_N, text_N)
+
+    def combine(self, image_NE: Tensor, text_NE: Tensor, has_image_N: Tensor, has_text_N: Tensor) -> Vectors:
+        """Unit vectors [N, D] of pins from the towers' unit vectors [N, E], zeros where a pin lacks picture or text."""
+        fusion = self.config.fusion
+        if isinstance(fusion, LearnedFusion):
+            return self._fuse(image_NE, text_NE, has_image_N, has_text_N)
+        # A pin that has only one of the two gets that one, whatever its weight.
+        weighted = fusion.image_weight * image_NE + fusion.text_weight * text_NE
+        alone_N1 = (has_image_N ^ has_text_N)[:, None]
+        return _unit(torch.where(alone_N1, image_NE + text_NE, weighted).numpy())
 
     def _autocast(self) -> AbstractContextManager[Any]:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16")
 
-    def _tokens(self, texts: Sequence[str]) -> Tensor:
-        """Token ids [N, L]. L is the longest text's: the attention mask keeps the padding out of every vector."""
+    def tokens(self, texts: Sequence[str]) -> Tensor:
+        """Token ids [N, L]. L is the longest text's where the tower masks the padding, so that no vector depends on it."""
         cut = [text[: self.config.context_length * _CHARS_A_TOKEN] for text in texts]
         tokens_NL = cast(Tensor, self._tokenizer(cut))
         if isinstance(self._tokenizer, HFTokenizer):
-            padding = cast(Any, self.model).text.config.pad_token_id
+            transformer = getattr(cast(Any, self.model).text, "config", None)
+            if transformer is None:  # SigLIP's text tower reads the padding too, and its last place
+                return tokens_NL
+            padding = transformer.pad_token_id
             return tokens_NL[:, : max(1, int((tokens_NL != padding).sum(dim=1).max()))]
         if len(self._tokenizer.cache) > _MAX_CACHED_WORDS:  # it keeps every word that it ever saw
             self._tokenizer.cache.clear()
@@ -167,9 +200,12 @@ def build_model(config: EncoderConfig) -> nn.Module:
     model["text_cfg"]["hf_model_pretrained"] = False
     custom_text = model.pop("custom_text", False) or bool(model["text_cfg"].get("hf_model_name"))
     try:
-        return cast(nn.Module, (CustomTextCLIP if custom_text else CLIP)(**model))
+        built = cast(nn.Module, (CustomTextCLIP if custom_text else CLIP)(**model))
     except (TypeError, ValueError, RuntimeError, AssertionError, OSError) as error:
         raise ConfigError(f"{config.source}: model: open_clip cannot build it: {error}") from error
+    if isinstance(config.fusion, LearnedFusion):
+        built.add_module("fusion", FusionHead(config.width, config.fusion.dim, config.fusion.hidden))
+    return built
 
 
 def load_weights(model: nn.Module, config: EncoderConfig, untrained: Collection[str] = ()) -> None:
@@ -197,6 +233,11 @@ def load_weights(model: nn.Module, config: EncoderConfig, untrained: Collection[
     if said := "; ".join(f"{len(names)} {what}: {_some(names)}" for what, names in faults if names):
         raise ConfigError(f"{config.source}: the weights do not fit the model: {said}")
     model.load_state_dict(loaded, strict=not untrained)
+
+
+def weights_names(config: EncoderConfig) -> set[str]:
+    """The names of all tensors that the files of `config` hold."""
+    return {name for weights in config.weights for name in _read_weights(weights)}
 
 
 def _read_weights(weights: WeightsFile) -> dict[str, Tensor]:

@@ -121,6 +121,22 @@ class Release:
             for pin, score in pairs
         ]
 
+    def pin_ids(self) -> Ids:
+        """The ids of all pins, ascending: 8 bytes a pin."""
+        ids: Ids = np.sort(self._pins.to_table(columns=["pin_id"])["pin_id"].to_numpy())
+        return ids
+
+    def boards(self) -> tuple[Ids, Ids]:
+        """(pin ids, board ids) of the pins that are on a board, in no order: 16 bytes a pin."""
+        pairs = self._pins.to_table(columns=["pin_id", "board_id"], filter=pads.field("board_id").is_valid())
+        return pairs["pin_id"].to_numpy().astype(np.int64), pairs["board_id"].to_numpy().astype(np.int64)
+
+    def vectors_of(self, pin_ids: Ids) -> Floats:
+        """The pins' vectors (N, D), in the order of the ids. Raises KeyError for one that the release does not hold."""
+        if not len(pin_ids):
+            return np.empty((0, self.manifest.dim), np.float32)
+        return np.stack([self.vector_of(int(pin)) for pin in pin_ids])
+
     def count_rows(self) -> tuple[int, int]:
         """(vectors in the index, distinct pins described): equal in a sound release."""
         ids = self._pins.to_table(columns=["pin_id"])["pin_id"]

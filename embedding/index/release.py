@@ -5,25 +5,32 @@
     releases/pins/<release_id>/check.json         the verdict of the independent check
     releases/pins/LIVE                            names the release that readers open; replaced atomically
 
+LIVE names the live release's embedding version too: index, encoder and all that carries a version move with it, and with
+nothing else (docs/decisions/0005-one-pointer-moves-everything.md). Who moves it holds a lock where the lake is on a file
+system; an object store has none, and there Airflow's pool `release_pointer` lets one task at a time move it.
+
 A folder without a manifest is no release. Nothing in a release is changed after its manifest is written.
 """
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
-import pyarrow.fs as pafs
-
+from embedding.contracts import LIVE_POINTER
 from embedding.tables import storage
 from embedding.tables.exports import file_sha256
 from embedding.tables.lake import Lake
 
-MANIFEST, CHECK, LIVE, INDEX_FILE = "manifest.json", "check.json", "LIVE", "pins.faiss"
+MANIFEST, CHECK, INDEX_FILE = "manifest.json", "check.json", "pins.faiss"
+LIVE = LIVE_POINTER.rpartition("/")[2]
 FORMAT = 1
 
 
@@ -118,9 +125,7 @@ def list_releases(lake: Lake, faults: list[str] | None = None) -> list[Manifest]
 
     With `faults`, an unreadable manifest becomes a sentence there; without it raises ReleaseError.
     """
-    filesystem, path = storage.filesystem_of(lake.releases_uri)
-    infos = filesystem.get_file_info(pafs.FileSelector(path, allow_not_found=True))
-    ids = [i.base_name for i in infos if i.type == pafs.FileType.Directory and not i.base_name.startswith(".")]
+    ids = storage.folders(lake.releases_uri)
     whole = [i for i in ids if storage.exists(f"{release_uri(lake, i)}/{MANIFEST}")]
     manifests = []
     for release_id in whole:
@@ -168,25 +173,8 @@ def read_check(lake: Lake, release_id: str) -> Check | None:
     return Check(**json.loads(storage.read_bytes(uri))) if storage.exists(uri) else None
 
 
-def live_release_id(lake: Lake) -> str | None:
-    """The release that readers open, or None before the first."""
-    uri = f"{lake.releases_uri}/{LIVE}"
-    if not storage.exists(uri):
-        return None
-    try:
-        return str(json.loads(storage.read_bytes(uri))["release_id"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise ReleaseError(f"{uri} is not a pointer to a release ({error})") from error
-
-
-def publish(lake: Lake, release_id: str, run_id: str) -> str:
-    """Makes a checked release the live one, by one atomic replacement. Returns what happened, for the log.
-
-    Publishing the live release again does nothing.
-
-    Raises:
-        ReleaseError: It was not checked, failed its check, or the live one was built from later table versions.
-    """
+def checked_release(lake: Lake, release_id: str) -> tuple[Manifest, Check]:
+    """A release that may be live, every byte verified. Raises ReleaseError if it was not checked, failed or has changed."""
     manifest, check = read_manifest(lake, release_id), read_check(lake, release_id)
     if check is None or check.manifest_sha256 != manifest_sha256(lake, release_id):
         raise ReleaseError(f"release {release_id} has not been checked as it lies there: run check_index.py first")
@@ -194,22 +182,131 @@ def publish(lake: Lake, release_id: str, run_id: str) -> str:
         raise ReleaseError(f"release {release_id} failed its check: {'; '.join(check.failures)}")
     if faults := verify_files(lake, manifest):
         raise ReleaseError(f"release {release_id} has changed since its check: {'; '.join(faults)}")
-    previous = live_release_id(lake)
-    if previous == release_id:
-        return f"{release_id} is live already"
-    if previous is not None:
-        live = read_manifest(lake, previous)
-        if (live.pins_version, live.pin_embeddings_version) > (manifest.pins_version, manifest.pin_embeddings_version):
-            raise ReleaseError(f"the live release {previous} was built from later table versions than {release_id}")
-    pointer = {
-        "release_id": release_id,
-        "manifest_sha256": check.manifest_sha256,
-        "previous": previous,
-        "published_by": run_id,
-        "published_at": datetime.now(UTC).isoformat(timespec="seconds"),
-    }
-    storage.write_atomic(f"{lake.releases_uri}/{LIVE}", (json.dumps(pointer, indent=1) + "\n").encode())
-    return f"{release_id} is live" + (f", before it {previous}" if previous else "")
+    return manifest, check
+
+
+# -- the pointer ------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class LivePointer:
+    """What `LIVE` says.
+
+    embedding_version: The live release's; empty in a pointer older than this field.
+    previous: The release that was live before.
+    cut_over_from, cut_over_release: The version, and its last live release, before the last cut-over; null after a rollback.
+    cut_over_at: When the live version last changed.
+    rolled_back_at: Set while the live release is one that a person went back to.
+    withdrawn: Releases that were rolled back from: no night makes them live again.
+    """
+
+    release_id: str
+    manifest_sha256: str = ""
+    embedding_version: str = ""
+    previous: str | None = None
+    published_by: str = ""
+    published_at: str = ""
+    cut_over_from: str | None = None
+    cut_over_release: str | None = None
+    cut_over_at: str | None = None
+    rolled_back_at: str | None = None
+    withdrawn: list[str] = field(default_factory=list)
+
+
+def read_pointer(lake: Lake) -> LivePointer | None:
+    """The pointer, or None before the first release. Reads one small file."""
+    uri = f"{lake.home}/{LIVE_POINTER}"
+    if not storage.exists(uri):
+        return None
+    known = {f.name for f in fields(LivePointer)}
+    try:
+        return LivePointer(**{name: value for name, value in json.loads(storage.read_bytes(uri)).items() if name in known})
+    except (ValueError, AttributeError, TypeError) as error:
+        raise ReleaseError(f"{uri} is not a pointer to a release ({error})") from error
+
+
+def write_pointer(lake: Lake, pointer: LivePointer) -> None:
+    """Replaces the pointer. Call it under `pointer_lock`, with what was decided from a pointer read under it."""
+    storage.write_atomic(f"{lake.home}/{LIVE_POINTER}", (json.dumps(asdict(pointer), indent=1) + "\n").encode())
+
+
+@contextmanager
+def pointer_lock(lake: Lake) -> Iterator[None]:
+    """Keeps other processes of this machine from moving the pointer meanwhile. Nothing is locked in an object store."""
+    if not storage.is_local(lake.home):
+        yield
+        return
+    folder = Path(lake.releases_uri)
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".LIVE.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def live_release_id(lake: Lake) -> str | None:
+    """The release that readers open, or None before the first."""
+    pointer = read_pointer(lake)
+    return pointer.release_id if pointer else None
+
+
+def live_version(lake: Lake) -> str | None:
+    """The embedding version of the live release, or None before the first."""
+    pointer = read_pointer(lake)
+    if pointer is None:
+        return None
+    return pointer.embedding_version or read_manifest(lake, pointer.release_id).embedding_version
+
+
+def publish(lake: Lake, release_id: str, run_id: str, *, cut_over: bool = False, expected_live: str | None = None) -> str:
+    """Makes a checked release the live one, by one atomic replacement. Returns what happened, for the log.
+
+    Publishing the live release again does nothing.
+
+    Args:
+        cut_over: Lets the release be of another embedding version than the live one, or one that was rolled back from.
+            `embedding.index.cut_over` is what decides that it may.
+        expected_live: Refuse if another release than this is live.
+
+    Raises:
+        ReleaseError: It was not checked, failed its check, is of another version without `cut_over`, was rolled back from,
+            or the live one was built from later table versions.
+    """
+    manifest, check = checked_release(lake, release_id)
+    with pointer_lock(lake):
+        live, now = read_pointer(lake), datetime.now(UTC).isoformat(timespec="seconds")
+        if live and live.release_id == release_id:
+            return f"{release_id} is live already"
+        if live and expected_live and live.release_id != expected_live:
+            raise ReleaseError(f"{live.release_id} is live now, not {expected_live}: compare {release_id} with it first")
+        pointer = LivePointer(release_id, check.manifest_sha256, manifest.embedding_version)
+        if live:
+            before = read_manifest(lake, live.release_id)
+            _refuse_to_follow(live, before, manifest, cut_over)
+            kept = (live.cut_over_from, live.cut_over_release, live.cut_over_at)
+            if before.embedding_version != manifest.embedding_version:
+                kept = (before.embedding_version, live.release_id, now)
+            withdrawn = [i for i in live.withdrawn if i != release_id]
+            pointer = replace(pointer, previous=live.release_id, withdrawn=withdrawn)
+            pointer = replace(pointer, cut_over_from=kept[0], cut_over_release=kept[1], cut_over_at=kept[2])
+        write_pointer(lake, replace(pointer, published_by=run_id, published_at=now))
+    return f"{release_id} is live" + (f", before it {live.release_id}" if live else "")
+
+
+def _refuse_to_follow(live: LivePointer, before: Manifest, manifest: Manifest, cut_over: bool) -> None:
+    """Raises ReleaseError where `manifest` may not take the live release's place."""
+    new = manifest.release_id
+    if before.embedding_version != manifest.embedding_version and not cut_over:
+        raise ReleaseError(
+            f"release {new} holds {manifest.embedding_version} vectors, but {before.embedding_version} is live: only a "
+            "cut-over (publish_index.py --cut-over) or `pinlake rollback` changes the live version"
+        )
+    if new in live.withdrawn and not cut_over:
+        raise ReleaseError(f"release {new} was rolled back from; `pinlake rollback --to {new}` makes it live again")
+    if (before.pins_version, before.pin_embeddings_version) > (manifest.pins_version, manifest.pin_embeddings_version):
+        raise ReleaseError(f"the live release {live.release_id} was built from later table versions than {new}")
+
+
+# -- what the steps of one run tell each other ------------------------------------------------------------------------------
 
 
 def candidate_uri(lake: Lake, run_id: str) -> str:

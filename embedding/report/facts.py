@@ -14,7 +14,7 @@ from typing import NamedTuple
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from embedding.contracts import NIGHTS, QUARANTINE, TABLES
+from embedding.contracts import QUARANTINE, TABLES
 from embedding.index.release import (
     Check,
     Manifest,
@@ -25,7 +25,8 @@ from embedding.index.release import (
     read_manifest,
 )
 from embedding.tables.lake import Lake, data_files
-from embedding.tables.scan import read_rows, scan
+from embedding.tables.nights import last_nights
+from embedding.tables.scan import scan
 
 NIGHTS_SHOWN = 30
 RELEASES_SHOWN = 20
@@ -163,12 +164,7 @@ def gather_facts(lake: Lake) -> Facts:
 
 def read_nights(lake: Lake, last: int = NIGHTS_SHOWN) -> list[Night]:
     """The last runs, oldest first by when they were checked."""
-    if not lake.exists(NIGHTS):
-        return []
-    columns = [column.name for column in fields(Night)]
-    rows = read_rows(lake.open(NIGHTS), columns)
-    newest = rows.sort_by([("checked_at", "descending"), ("run_id", "descending")]).slice(0, last)
-    return [Night(**row) for row in reversed(newest.to_pylist())]
+    return [Night(**row) for row in last_nights(lake, [column.name for column in fields(Night)], last)]
 
 
 def read_quarantine(lake: Lake, also: str | None = None, days: int = QUARANTINE_DAYS_SHOWN) -> list[QuarantineGroup]:

@@ -38,7 +38,7 @@ _THREADS = 2
 """A picture may decode to 160 MB: two at a time bound the memory."""
 
 EncodeTexts = Callable[[Sequence[str]], Floats]
-LoadTextEncoder = Callable[[Manifest], EncodeTexts]
+LoadTextEncoder = Callable[[Lake, Manifest], EncodeTexts]
 
 
 class EncoderUnavailableError(Exception):
@@ -81,17 +81,13 @@ class Galleries:
     words_fault: str | None = None
 
 
-def load_text_encoder(manifest: Manifest) -> EncodeTexts:
+def load_text_encoder(lake: Lake, manifest: Manifest) -> EncodeTexts:
     """The text tower of the release's own encoder. Raises EncoderUnavailableError where there is none, or another one."""
-    from embedding.encoder.config import ConfigError, embedding_version, load_config
+    from embedding.encoder.config import ConfigError
+    from embedding.encoder.store import encoder_of_release
 
     try:
-        config = load_config(manifest.encoder)
-        version = str(embedding_version(config))
-        if version != manifest.embedding_version:
-            raise EncoderUnavailableError(
-                f"{manifest.encoder} makes {version} vectors here, the release holds {manifest.embedding_version}"
-            )
+        config = encoder_of_release(lake, manifest).config
         from embedding.encoder.cache import shared_encoder
 
         encode_texts: EncodeTexts = shared_encoder(config).encode_texts
@@ -109,7 +105,7 @@ def make_galleries(lake: Lake, manifest: Manifest, load_encoder: LoadTextEncoder
     words_fault: str | None = None
     words_WD: Sequence[Floats] = ()
     try:
-        words_WD = [*load_encoder(manifest)(WORDS)]
+        words_WD = [*load_encoder(lake, manifest)(WORDS)]
     except EncoderUnavailableError as error:
         words_fault = str(error)
     asking = _query_pins(release)

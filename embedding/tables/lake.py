@@ -19,7 +19,7 @@ from deltalake import DeltaTable, Schema
 from deltalake.exceptions import CommitFailedError, DeltaError
 from deltalake.transaction import AddAction, CommitProperties, RemoveAction, Transaction
 
-from embedding.contracts import TABLES, TableContract
+from embedding.contracts import ENCODERS_FOLDER, TABLES, TableContract
 from embedding.tables import storage
 from embedding.tables.staging import StagedFile
 
@@ -49,6 +49,10 @@ class Lake:
     @property
     def releases_uri(self) -> str:
         return f"{self.home}/releases/pins"
+
+    @property
+    def encoders_uri(self) -> str:
+        return f"{self.home}/{ENCODERS_FOLDER}"
 
     def run_uri(self, ds: str, run_id: str) -> str:
         """Folder for what the steps of one run tell each other (statistics; never data)."""
@@ -209,6 +213,37 @@ def replace_partition(
                 actions, "append", table.schema(), list(contract.partition_by), commit_properties=properties
             )
             return DeltaTable(lake.table_uri(contract)).version()
+        except CommitFailedError:
+            sleep(random.uniform(0.05, 0.2) * min(attempt + 1, 10))  # noqa: S311 - jitter, no secret
+    raise CommitFailedError(f"{contract.name}: no commit in {_MAX_COMMIT_ATTEMPTS} attempts, others were always faster")
+
+
+def remove_partitions(
+    lake: Lake, contract: TableContract, where: PartitionFilter, *, run_id: str, sleep: Callable[[float], None] = time.sleep
+) -> int:
+    """Takes all partitions that `where` keeps out of a table, in one Delta transaction. Returns how many there were.
+
+    Their transaction numbers move on: a run that has planned to replace one of them is refused when it commits. The files
+    themselves go with the next vacuum.
+    """
+    for attempt in range(_MAX_COMMIT_ATTEMPTS):
+        table, now_ms = lake.open(contract), int(time.time() * 1000)
+        removes: list[AddAction | RemoveAction] = []
+        apps: set[str] = set()
+        for row in pa.table(table.get_add_actions(flatten=True)).to_pylist():
+            partition = {name: row[f"partition.{name}"] for name in contract.partition_by}
+            if where(partition):
+                removes.append(_remove_action(row, partition, now_ms))
+                apps.add(_transaction_app(partition))
+        if not removes:
+            return 0
+        moved = [Transaction(app, (table.transaction_version(app) or 0) + 1) for app in sorted(apps)]
+        properties = CommitProperties(app_transactions=moved, custom_metadata={"run_id": run_id})
+        try:
+            table.create_write_transaction(
+                removes, "append", table.schema(), list(contract.partition_by), commit_properties=properties
+            )
+            return len(apps)
         except CommitFailedError:
             sleep(random.uniform(0.05, 0.2) * min(attempt + 1, 10))  # noqa: S311 - jitter, no secret
     raise CommitFailedError(f"{contract.name}: no commit in {_MAX_COMMIT_ATTEMPTS} attempts, others were always faster")

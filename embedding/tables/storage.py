@@ -106,3 +106,25 @@ def delete_quietly(uri: str) -> None:
         filesystem.delete_file(path)
     except OSError:
         return
+
+
+def folders(uri: str) -> list[str]:
+    """Names of the folders right below `uri`, in order, without unfinished ones (`.name`); empty where there is no `uri`."""
+    filesystem, path = filesystem_of(uri)
+    infos = filesystem.get_file_info(pafs.FileSelector(path, allow_not_found=True))
+    return sorted(i.base_name for i in infos if i.type == pafs.FileType.Directory and not i.base_name.startswith("."))
+
+
+def copy_folder(source_uri: str, target_uri: str) -> None:
+    """Copies the files of a folder into another, which is made if it is not there; either may be anywhere."""
+    source, source_path = filesystem_of(source_uri)
+    target, target_path = filesystem_of(target_uri)
+    target.create_dir(target_path, recursive=True)
+    pafs.copy_files(source_path, target_path, source_filesystem=source, destination_filesystem=target)
+
+
+def delete_folder(uri: str) -> None:
+    """Deletes a folder with all that is in it; nothing where there is none."""
+    filesystem, path = filesystem_of(uri)
+    if filesystem.get_file_info(path).type == pafs.FileType.Directory:
+        filesystem.delete_dir(path)

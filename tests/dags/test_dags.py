@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import stat
@@ -25,7 +26,16 @@ SPARK_TASKS = {
     ("index_release", "build"): "build_index.py",
     ("index_release", "check"): "check_index.py",
     ("index_release", "publish"): "publish_index.py",
+    ("encoder_migration", "begin"): "begin_migration.py",
+    ("encoder_migration", "migrate_0"): "migrate_pins.py",
+    ("encoder_migration", "catch_up"): "migrate_pins.py",
+    ("encoder_migration", "build"): "build_index.py",
+    ("encoder_migration", "check"): "check_index.py",
+    ("encoder_migration", "compare"): "compare_encoders.py",
+    ("encoder_migration", "cut_over"): "publish_index.py",
 }
+POINTER_TASKS = {("index_release", "publish"), ("index_release", "retire"), ("encoder_migration", "cut_over")}
+DAG_IDS = ("nightly_pins", "index_release", "encoder_migration")
 
 
 @pytest.fixture(scope="session")
@@ -60,11 +70,11 @@ def common(airflow_home: Path) -> ModuleType:
     return dags.common
 
 
-def test_airflow_finds_both_dags_and_nothing_else(dags: dict[str, Any]) -> None:
-    assert set(dags) == {"nightly_pins", "index_release"}
+def test_airflow_finds_the_dags(dags: dict[str, Any]) -> None:
+    assert set(dags) >= set(DAG_IDS)
 
 
-@pytest.mark.parametrize("module", ["nightly_pins", "index_release"])
+@pytest.mark.parametrize("module", DAG_IDS)
 def test_a_dag_file_parses_in_under_a_second_and_loads_nothing_heavy(airflow_home: Path, module: str) -> None:
     program = (
         "import sys, json, airflow.sdk; from time import process_time as clock; before = clock(); "
@@ -91,10 +101,26 @@ def test_every_task_has_the_policy(dags: dict[str, Any]) -> None:
 def test_spark_tasks_submit_their_program_within_the_pool(dags: dict[str, Any], dag_id: str, task_id: str) -> None:
     task = dags[dag_id].get_task(task_id)
     assert task.application == str(REPO / "jobs" / SPARK_TASKS[dag_id, task_id])
-    assert task.pool == "spark" and task.pool in json.loads((DAGS / "pools.json").read_text())
+    assert Path(task.application).is_file()
+    assert task.pool in json.loads((DAGS / "pools.json").read_text())
     assert all(isinstance(arg, str) for arg in task.application_args)
     assert task.application_args[0] == "--home" and "--run-id={{ run_id }}" in task.application_args
     assert task.conf["spark.pyspark.python"]
+
+
+def test_nights_and_migrations_wait_for_their_own_slots(dags: dict[str, Any]) -> None:
+    assert {task.pool for task in dags["nightly_pins"].tasks if "embed" in task.task_id} == {"spark"}
+    slices = [task for task in dags["encoder_migration"].tasks if task.task_id.startswith("migrate_")]
+    assert {task.pool for task in slices} == {"migration"}
+    assert [task.application_args[5:9] for task in slices] == [
+        ["--slice", str(i), "--of", str(len(slices))] for i in range(len(slices))
+    ]
+
+
+def test_whatever_moves_the_pointer_waits_for_the_only_slot(dags: dict[str, Any]) -> None:
+    assert json.loads((DAGS / "pools.json").read_text())["release_pointer"]["slots"] == 1
+    in_pool = {(dag_id, task.task_id) for dag_id in DAG_IDS for task in dags[dag_id].tasks if task.pool == "release_pointer"}
+    assert in_pool == POINTER_TASKS
 
 
 def test_the_wait_for_the_export_holds_no_worker(dags: dict[str, Any]) -> None:
@@ -105,7 +131,8 @@ def test_embeddings_are_announced_by_the_check_and_by_nothing_before_it(dags: di
     night = dags["nightly_pins"]
     announcing = [task.task_id for task in night.tasks if task.outlets]
     assert announcing == ["check"]
-    assert night.get_task("check").get_flat_relative_ids(upstream=True) == {"wait_for_export", "land", "embed"}
+    before = {"wait_for_export", "choose_encoders", "land", "embed"}
+    assert night.get_task("check").get_flat_relative_ids(upstream=True) == before
     assert [asset.uri for asset in night.get_task("check").outlets] == [dags["index_release"].timetable.asset_condition.uri]
 
 
@@ -114,7 +141,37 @@ def test_publish_stays_downstream_of_the_check(dags: dict[str, Any]) -> None:
     assert release.get_task("publish").upstream_task_ids == {"check"}
     assert release.get_task("check").upstream_task_ids == {"build"}
     assert release.max_active_runs == 1
-    assert all(task.trigger_rule == "all_success" for dag in dags.values() for task in dag.tasks)
+    assert all(task.trigger_rule == "all_success" for dag_id in DAG_IDS for task in dags[dag_id].tasks)
+
+
+def test_a_night_stays_with_the_encoders_that_it_chose(dags: dict[str, Any]) -> None:
+    night = dags["nightly_pins"]
+    for task_id in ("embed", "check"):
+        encoder = night.get_task(task_id).encoder
+        assert (encoder.operator.task_id, encoder.key) == ("choose_encoders", "live")
+        assert "choose_encoders" in night.get_task(task_id).upstream_task_ids
+
+
+def test_other_versions_are_embedded_only_after_the_live_one_is_announced(dags: dict[str, Any]) -> None:
+    night = dags["nightly_pins"]
+    embed, check = night.get_task("beside.embed"), night.get_task("beside.check")
+    assert embed.upstream_task_ids >= {"check"} and check.upstream_task_ids >= {"beside.embed"}
+    assert night.get_task("check").get_flat_relative_ids(upstream=False) == {"beside.embed", "beside.check"}
+    assert embed.get_closest_mapped_task_group() is check.get_closest_mapped_task_group() is not None
+    assert not embed.outlets and not check.outlets
+
+
+def test_a_migration_compares_before_it_cuts_over(dags: dict[str, Any]) -> None:
+    migration = dags["encoder_migration"]
+    order = ["begin", "choose_encoders", "catch_up", "build", "check", "compare", "cut_over"]
+    for before, after in itertools.pairwise(order):
+        assert before in migration.get_task(after).get_flat_relative_ids(upstream=True), after
+    assert migration.get_task("cut_over").upstream_task_ids == {"compare"}
+    assert "--cut-over" in migration.get_task("cut_over").application_args
+    assert not any("--cut-over" in task.application_args for task in dags["index_release"].tasks if task.task_id == "publish")
+    assert migration.max_active_runs == 1
+    for task_id in ("migrate_0", "catch_up", "check", "compare"):
+        assert type(migration.get_task(task_id).retry_policy).__name__ == "StopWhenCheckFails", task_id
 
 
 @pytest.mark.parametrize("minute", [1, 60])
@@ -210,6 +267,35 @@ def test_settings_come_from_the_environment(common: ModuleType, monkeypatch: pyt
         common.home()
 
 
+def put(folder: Path, **files: dict[str, str]) -> None:
+    """Small JSON files below a lake's home; two underscores stand for a slash."""
+    for name, content in files.items():
+        path = folder / name.replace("__", "/")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize("as_uri", [str, Path.as_uri], ids=["path", "uri"])
+def test_encoders_are_chosen_from_the_pointer_and_the_markers(common: ModuleType, tmp_path: Path, as_uri: Any) -> None:
+    home = tmp_path / "a lake"
+    home.mkdir()
+    nobody: dict[str, Any] = {"live": "pinclip-base", "beside": [], "candidate": None, "leaving": []}
+    assert common.read_encoders(as_uri(home)) == nobody
+    put(home, releases__pins__LIVE={"release_id": "r1"}, releases__pins__r1={})
+    (home / "releases/pins/r1").unlink()
+    (home / "releases/pins/r1").mkdir()
+    (home / "releases/pins/r1/manifest.json").write_text('{"embedding_version": "a-1"}')
+    assert common.read_encoders(as_uri(home)) == {**nobody, "live": "a-1"}, "a pointer of an earlier pinlake"
+    put(home, releases__pins__LIVE={"release_id": "r2", "embedding_version": "b-2"})
+    for version, role in {"a-1": "previous", "b-2": "candidate", "c-3": "candidate", "d-4": "previous"}.items():
+        (home / "encoders" / version).mkdir(parents=True)
+        (home / "encoders" / version / "FRESH").write_text(json.dumps({"role": role}))
+    (home / "encoders" / "d-4" / "RETIRED").touch()
+    (home / "encoders" / "e-5").mkdir()
+    chosen = {"live": "b-2", "beside": ["a-1", "c-3"], "candidate": "c-3", "leaving": ["a-1", "d-4"]}
+    assert common.read_encoders(as_uri(home)) == chosen
+
+
 @pytest.fixture
 def fake_spark_submit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A spark-submit that writes its argv down, one a line, and exits with $EXIT."""
@@ -226,10 +312,11 @@ def test_arguments_reach_the_program_as_they_are(
     common: ModuleType, fake_spark_submit: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("EXIT", "0")
-    common.spark_job("a_task", "a_job.py", "", "$(touch x); 'y'").execute({})
+    common.spark_job("a_task", "a_job.py", "", "$(touch x); 'y'", encoder="a-1").execute({})
     argv = fake_spark_submit.read_text().splitlines()
     assert argv[argv.index("--master") + 1] == "local[1]"
-    assert argv[-2:] == ["--run-id={{ run_id }}", "$(touch x); 'y'"], "an empty argument is left out"
+    expected = ["--run-id={{ run_id }}", "$(touch x); 'y'", "--encoder", "a-1"]
+    assert argv[-4:] == expected, "an empty argument is left out"
 
 
 @pytest.mark.parametrize(("status", "action"), [(1, "default"), (3, "fail"), (30, "default"), (143, "default")])

@@ -4,11 +4,10 @@ import os
 import time
 from pathlib import Path
 
-import pyarrow.parquet as pq
 import pytest
 
 from demo import openclipart
-from demo.openclipart import ClipartUnavailableError, clipart_root, fetch, parse_metadata, read_clipart, write_pairs
+from demo.openclipart import ClipartUnavailableError, clipart_root, fetch, parse_metadata, read_clipart
 from tests.demo.clipart_trees import add_clipart, add_link, rdf
 
 # -- metadata ---------------------------------------------------------------------------------------------------------------
@@ -116,16 +115,6 @@ def test_themes_stars_and_links_to_nowhere_are_left_out(tmp_path: Path) -> None:
 def test_a_missing_tree_is_an_error_for_people(tmp_path: Path) -> None:
     with pytest.raises(ClipartUnavailableError, match=r"python -m demo\.openclipart"):
         read_clipart(tmp_path)
-
-
-def test_pairs_have_text_and_are_no_repetitions(clipart_tree: Path, tmp_path: Path) -> None:
-    add_clipart(clipart_tree, "tools/nameless", rdf(creator="Ana"))
-    out_path = tmp_path / "out" / "pairs.parquet"
-    assert write_pairs(read_clipart(clipart_tree), out_path) == 60
-    table = pq.read_table(out_path)
-    assert table.schema.equals(openclipart.PAIRS_SCHEMA)
-    assert all(table["text"].to_pylist()) and not any("again" in uri for uri in table["image_uri"].to_pylist())
-    assert [path.name for path in out_path.parent.iterdir()] == ["pairs.parquet"]
 
 
 # -- fetching, with stand-ins for apt-get and dpkg-deb ------------------------------------------------------------------------

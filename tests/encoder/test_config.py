@@ -97,7 +97,7 @@ def test_mistakes_are_named_with_the_file(tmp_path: Path, mistake: Change, messa
 
 
 def test_a_config_that_cannot_be_read(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="take one of pinclip-base, vit-b-32, or the path"):
+    with pytest.raises(ConfigError, match="take one of pinclip-base, so400m-siglip, vit-b-16, vit-b-32, or the path"):
         load_config("pinclip")
     with pytest.raises(ConfigError, match="cannot read this encoder config: No such file"):
         load_config(tmp_path / "none.json")

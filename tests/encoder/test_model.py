@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from embedding.contracts import EMBEDDING_DIM
-from embedding.encoder.config import DEFAULT_CONFIG, ConfigError, embedding_version, load_config
+from embedding.encoder.config import DEFAULT_CONFIG, ConfigError, Fusion, embedding_version, load_config
 from embedding.encoder.model import PinEncoder
 
 TEXTS = ["a red bicycle", "lemon", "bell pepper. " * 200, "Zwölf Boxkämpfer 🥊 jagen Viktor", "x" * 20_000, "two dead frogs"]
@@ -48,12 +49,21 @@ def test_pins_use_what_they_have(encoder: PinEncoder) -> None:
     images, texts = encoder.encode_images(torch.stack(pixels)), encoder.encode_texts(TEXTS[:3])
     vectors = encoder.encode_pins([pixels[0], None, pixels[2]], [TEXTS[0], TEXTS[1], ""])
     assert_unit(vectors, 3, encoder.dim)
-    fusion = encoder.config.fusion
-    fused = fusion.image_weight * images[0] + fusion.text_weight * texts[0]
-    for vector, expected in zip(vectors, (fused / np.linalg.norm(fused), texts[1], images[2]), strict=True):
-        np.testing.assert_allclose(vector, expected, atol=1e-5)
+    for row, alone in ((1, texts[1]), (2, images[2])):
+        np.testing.assert_allclose(vectors[row], alone, atol=1e-5)
+    assert min(vectors[0] @ images[0], vectors[0] @ texts[0]) > images[0] @ texts[0], "both are in the fused vector"
     with pytest.raises(ValueError, match=r"pins \[1\] of this batch have neither"):
         encoder.encode_pins([pixels[0], None], ["", ""])
+
+
+def test_a_weighted_fusion_is_the_sum_by_its_weights(encoder: PinEncoder) -> None:
+    config = replace(encoder.config, fusion=Fusion(0.3, 0.7))
+    weighted = PinEncoder(config, encoder.version, encoder.model, encoder.device)
+    pixels = [weighted.transform(image) for image in pictures(2)]
+    images, texts = weighted.encode_images(torch.stack(pixels)), weighted.encode_texts(TEXTS[:2])
+    vectors = weighted.encode_pins([pixels[0], pixels[1]], [TEXTS[0], ""])
+    fused = 0.3 * images[0] + 0.7 * texts[0]
+    np.testing.assert_allclose(vectors, [fused / np.linalg.norm(fused), images[1]], atol=1e-5)
 
 
 def test_a_vector_does_not_depend_on_its_batch(encoder: PinEncoder) -> None:
@@ -124,7 +134,8 @@ def test_weights_that_are_none(tmp_path: Path) -> None:
     path = tmp_path / "copy.json"
     path.write_text(json.dumps(raw))
     trained = load_file(default.weights[2].file)
-    assert set(trained) == {"visual.head.proj.weight", "text.proj.weight", "logit_scale"}
+    alone = {name for name in trained if not name.startswith("fusion.")}
+    assert alone == {"visual.head.proj.weight", "text.proj.weight", "logit_scale"}, "no tower of a package is copied"
     for content, message in ((b"<html>", "no readable weights"), (b"", "no readable weights")):
         (tmp_path / "trained.safetensors").write_bytes(content)
         with pytest.raises(ConfigError, match=message):

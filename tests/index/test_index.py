@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from embedding.index.build import cheapest_point, choose_factory, fill_shard, lists_of, merge_shards, train, tune
+from embedding.index.cut_over import roll_back
 from embedding.index.reader import Release, open_live
 from embedding.index.recall import Floats, Ids, drop_self, exact_top_k, recall_at_k
 from embedding.index.release import (
@@ -23,9 +26,11 @@ from embedding.index.release import (
     ReleaseFile,
     list_releases,
     live_release_id,
+    live_version,
     manifest_sha256,
     publish,
     read_manifest,
+    read_pointer,
     release_uri,
     write_check,
 )
@@ -50,7 +55,14 @@ def ids_of(rows: int) -> Ids:
     return np.arange(rows, dtype=np.int64) * 1_000_003 + 2**40
 
 
-def build(lake: Lake, rows: int, release_id: str, versions: tuple[int, int] = (1, 1), shards: int = 3) -> Manifest:
+def build(
+    lake: Lake,
+    rows: int,
+    release_id: str,
+    versions: tuple[int, int] = (1, 1),
+    shards: int = 3,
+    embedding_version: str = VERSION,
+) -> Manifest:
     """A release as the job builds it, without Spark."""
     vectors, ids = unit_vectors(rows), ids_of(rows)
     factory = choose_factory(rows)
@@ -73,7 +85,7 @@ def build(lake: Lake, rows: int, release_id: str, versions: tuple[int, int] = (1
     manifest = Manifest(
         release_id=release_id,
         ds="2026-11-18",
-        embedding_version=VERSION,
+        embedding_version=embedding_version,
         encoder="test",
         rows=rows,
         dim=DIM,
@@ -193,6 +205,71 @@ def test_only_a_release_that_passed_its_check_goes_live_and_it_stays_when_the_ne
     assert [m.release_id for m in list_releases(lake)] == ["r1", "r2"], "the one before stays for a rollback"
     with pytest.raises(ReleaseError, match="later table versions"):
         publish(lake, "r1", "late")
+
+
+def test_only_a_cut_over_changes_the_live_version(lake: Lake) -> None:
+    other = "other-ba9876543210"
+    for release_id, version, number in (("r1", VERSION, 1), ("r2", other, 2), ("r3", VERSION, 3), ("r4", other, 4)):
+        build(lake, 20, release_id, (number, number), embedding_version=version)
+        approve(lake, release_id)
+    publish(lake, "r1", "run")
+    with pytest.raises(ReleaseError, match=f"r2 holds {other} vectors, but {VERSION} is live"):
+        publish(lake, "r2", "run")
+    with pytest.raises(ReleaseError, match="r1 is live now, not r0"):
+        publish(lake, "r2", "run", cut_over=True, expected_live="r0")
+    publish(lake, "r2", "run", cut_over=True, expected_live="r1")
+    with pytest.raises(ReleaseError, match="only a cut-over"):
+        publish(lake, "r3", "a night that began before")
+    publish(lake, "r4", "the next night")
+    pointer = read_pointer(lake)
+    assert pointer is not None
+    assert (live_version(lake), pointer.previous, pointer.cut_over_from, pointer.cut_over_release) == (
+        other,
+        "r2",
+        VERSION,
+        "r1",
+    )
+
+
+def test_a_rollback_goes_before_the_cut_over_and_no_night_undoes_it(lake: Lake) -> None:
+    with pytest.raises(ReleaseError, match="nothing to roll back"):
+        roll_back(lake, None, "me")
+    for release_id, number in (("r1", 1), ("r2", 2), ("r3", 3)):
+        build(lake, 20, release_id, (number, number))
+        approve(lake, release_id)
+    publish(lake, "r1", "run")
+    with pytest.raises(ReleaseError, match="r1 is the first release"):
+        roll_back(lake, None, "me")
+    publish(lake, "r2", "run")
+    assert roll_back(lake, None, "me") == "r1 is live again, instead of r2"
+    with pytest.raises(ReleaseError, match="name a release"):
+        roll_back(lake, None, "me")
+    with pytest.raises(ReleaseError, match="r2 was rolled back from"):
+        publish(lake, "r2", "a retried task")
+    publish(lake, "r3", "the next night")
+    assert live_release_id(lake) == "r3"
+    assert roll_back(lake, "r2", "me") == "r2 is live again, instead of r3"
+    (Path(release_uri(lake, "r1")) / "pins.faiss").write_bytes(b"")
+    with pytest.raises(ReleaseError, match="r1 has changed since its check"):
+        roll_back(lake, "r1", "me")
+    with pytest.raises(ReleaseError, match="no release r9"):
+        roll_back(lake, "r9", "me")
+    assert live_release_id(lake) == "r2"
+
+
+def test_of_publications_at_once_the_latest_state_wins(lake: Lake) -> None:
+    names = [f"r{number}" for number in range(1, 6)]
+    for number, release_id in enumerate(names, start=1):
+        build(lake, 12, release_id, (number, number))
+        approve(lake, release_id)
+    program = (
+        "import sys; from embedding.index.release import ReleaseError, publish; from embedding.tables.lake import Lake\n"
+        "for name in sys.argv[2:]:\n    try: publish(Lake(sys.argv[1]), name, 'run')\n    except ReleaseError: pass\n"
+    )
+    orders = (names, names[::-1], [*names[2:], *names[:2]])
+    running = [subprocess.Popen([sys.executable, "-c", program, lake.home, *order]) for order in orders]
+    assert [process.wait(timeout=60) for process in running] == [0, 0, 0]
+    assert live_release_id(lake) == "r5"
 
 
 def test_a_check_of_other_files_than_those_that_lie_there_counts_for_nothing(lake: Lake) -> None:

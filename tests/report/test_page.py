@@ -57,11 +57,11 @@ class Page(HTMLParser):
         return " ".join(" ".join(self.words).split())
 
 
-def no_encoder(manifest: Manifest) -> EncodeTexts:
+def no_encoder(lake: Lake, manifest: Manifest) -> EncodeTexts:
     raise EncoderUnavailableError("no weights on this machine")
 
 
-def random_encoder(manifest: Manifest) -> EncodeTexts:
+def random_encoder(lake: Lake, manifest: Manifest) -> EncodeTexts:
     def encode(texts: Sequence[str]) -> Floats:
         return unit_vectors(len(texts), seed=1)
 
@@ -142,13 +142,13 @@ def test_empty_tables(empty_lake: Lake, tmp_path: Path) -> None:
 
 
 def test_first_night_without_release_or_quarantine(empty_lake: Lake, tmp_path: Path) -> None:
-    unknown = {"coverage": None, "images_per_s": None, "land_s": None, "embed_s": None, "encode_s": None}
+    unknown = {"coverage": None, "images_per_s": None, "land_s": 0.0, "embed_s": None, "encode_s": None}
     nothing = dict.fromkeys(("landed", "new", "changed", "deleted", "embedded", "encoded", "reused", "quarantined"), 0)
     append(empty_lake, NIGHTS, [night(DAYS[0], **unknown, **nothing)])
     _, page = report(empty_lake, tmp_path)
     assert "passed, but 1 thing needs a look" in page.text
     assert "no release is live" in page.text
-    assert "0 quarantined." in page.text
+    assert "0 quarantined, in" in page.text
 
 
 def test_failed_night_keeps_the_earlier_release(empty_lake: Lake, tmp_path: Path) -> None:

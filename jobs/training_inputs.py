@@ -1,0 +1,50 @@
+"""Which days of which table versions a training set is made of, and the current rows of those tables."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import functions as F
+
+from embedding.contracts import BOARDS, NIGHTS, PINS, SAVES, TableContract
+from embedding.encoder.training_set import TrainingSetError
+from embedding.tables.lake import Lake
+from embedding.tables.scan import read_rows
+from jobs.session import day_argument, read_table
+
+LATEST = "latest"
+"""For a day: the last one of which a night passed."""
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Which days of which table versions are read."""
+
+    days: list[str]
+    versions: dict[str, int]
+
+
+def day_or_latest(text: str) -> str:
+    return text if text == LATEST else day_argument(text)
+
+
+def choose_inputs(lake: Lake, ds: str) -> Inputs:
+    """The days up to `ds` of which some encoder's latest night passed, and the tables' versions now."""
+    columns = ["ds", "embedding_version", "status", "checked_at"]
+    nights = read_rows(lake.open(NIGHTS), columns).to_pylist() if lake.exists(NIGHTS) else []
+    in_order = sorted(nights, key=lambda row: row["checked_at"])
+    latest = {(row["ds"], row["embedding_version"]): row["status"] for row in in_order}
+    days = sorted({day for (day, _), status in latest.items() if status == "passed" and (ds == LATEST or day <= ds)})
+    if not days:
+        raise TrainingSetError(f"no night up to {ds} has passed its gate in {lake.home}: there is nothing to train on")
+    return Inputs(days, {contract.name: lake.open(contract).version() for contract in (PINS, BOARDS, SAVES)})
+
+
+def read_latest(spark: SparkSession, lake: Lake, inputs: Inputs, contract: TableContract, *columns: str) -> DataFrame:
+    """Each key's row of its latest day, without the deleted ones."""
+    key = [name for name in contract.key if name != "ds"]
+    table = lake.open(contract, inputs.versions[contract.name])
+    rows = read_table(spark, table, [*key, *columns, "deleted", "ds"], lambda partition: partition["ds"] in inputs.days)
+    latest = rows.groupBy(*key).agg(F.max_by(F.struct(*columns, "deleted"), "ds").alias("row"))
+    return latest.select(*key, "row.*").where(~F.col("deleted")).drop("deleted")
