@@ -201,7 +201,8 @@ def train(
     """Trains, or goes on with a training that was killed; returns the encoder in `out`.
 
     Args:
-        features: The frozen towers' features of all pins of the set, where the caller has them; else they are computed.
+        features: The frozen towers' features of the training split's pins, and of no other (the warm start takes principal
+            components of them), where the caller has them; else they are computed.
         stop_after: Ends after this many steps of the whole, for trying out; nothing but the checkpoint is left.
 
     Raises RecipeError, ConfigError or TrainingSetError for what cannot be trained.

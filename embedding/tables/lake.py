@@ -79,13 +79,23 @@ class Lake:
             configuration={"delta.enableChangeDataFeed": "false", "delta.logRetentionDuration": "interval 90 days"},
         )
         for name, expression in contract.constraints.items():
+            self._constrain(table, name, expression)
+
+    @staticmethod
+    def _constrain(table: DeltaTable, name: str, expression: str) -> None:
+        """Adds a constraint. Two first nights may create the table side by side: the other one's constraint is as good, and its
+        commit, of this constraint or of the next, may refuse ours."""
+        for attempt in range(_MAX_COMMIT_ATTEMPTS):
             try:
                 table.alter.add_constraint({name: expression})
+                return
             except DeltaError:
-                # Two first nights may create the table side by side: the other one's constraint is as good.
                 table.update_incremental()
-                if f"delta.constraints.{name}" not in table.metadata().configuration:
+                if f"delta.constraints.{name}" in table.metadata().configuration:
+                    return
+                if attempt == _MAX_COMMIT_ATTEMPTS - 1:
                     raise
+                time.sleep(random.uniform(0.05, 0.2))  # noqa: S311 - jitter, no secret
 
     def create_all(self) -> None:
         for contract in TABLES.values():
