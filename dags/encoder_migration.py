@@ -10,6 +10,7 @@
    encoder. A candidate that is incomplete or worse stops here, and the live one goes on.
 7. **cut_over**: the pointer names the new release; index and encoder have changed at once. Nights keep the version before it
    fresh until `index_release` retires it, so that `pinlake rollback` is one command.
+8. **mirror**: MLflow's alias `live` follows, for people; nothing that serves reads it.
 
 By hand, with the Param `to`: a config's path or name, an embedding version of the lake, or `candidate`. One run at a time.
 Slices wait for the pool `migration`, the nights for the pool `spark`: nobody takes the other's place. If a release of the live
@@ -71,5 +72,6 @@ with DAG(
     allow = "{{ '--allow-worse' if params.allow_worse else '' }}"
     compare = spark_job("compare", "compare_encoders.py", allow, retry_policy=StopWhenCheckFails())
     cut_over = spark_job("cut_over", "publish_index.py", "--cut-over", pool=POINTER_POOL)
+    mirror = spark_job("mirror", "mirror_registry.py", execution_timeout=timedelta(minutes=15))
 
-    begin >> chosen >> migrate >> catch_up >> build >> check >> compare >> cut_over
+    begin >> chosen >> migrate >> catch_up >> build >> check >> compare >> cut_over >> mirror
