@@ -3,6 +3,8 @@ SHELL := /bin/sh
 PINLAKE_HOME ?= .pinlake
 CACHE ?= .cache/openclipart
 PY := .venv/bin/python
+# Airflow's nights, which wait more than they compute, in one process; all other files in the other.
+PYTEST_WORKERS ?= --numprocesses 2 --dist loadfile --no-loadscope-reorder
 export PINLAKE_HOME
 
 .DEFAULT_GOAL := help
@@ -33,7 +35,7 @@ lint: env
 
 unit: env
 	@$(PY) -m demo.openclipart --cache "$(CACHE)"
-	@PINLAKE_DEMO_CACHE="$(CACHE)" $(PY) -m pytest $(PYTEST_ARGS)
+	@PINLAKE_DEMO_CACHE="$(CACHE)" OMP_WAIT_POLICY=PASSIVE $(PY) -m pytest $(PYTEST_WORKERS) $(PYTEST_ARGS)
 
 docs: env ## docs/tables.md from the schemas
 	@$(PY) -m embedding.tables.document > docs/tables.md

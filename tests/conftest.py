@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,10 +15,16 @@ import pytest
 from demo.airflow import LAPTOP_SPARK_CONF
 from demo.days import DEMO_DAYS, Day, write_days
 from demo.openclipart import clipart_root, read_clipart
+from embedding.encoder.config import CONFIGS_FOLDER
 from embedding.tables.lake import Lake
 
 REPO = Path(__file__).resolve().parents[1]
 PICTURES = 60
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Airflow's nights take longest, so they start first; the other process meanwhile runs the rest."""
+    items.sort(key=lambda item: item.get_closest_marker("e2e") is None)
 
 
 @pytest.fixture(scope="session")
@@ -81,3 +89,15 @@ def lake_of_three_nights(run_night: RunNight, tmp_path_factory: pytest.TempPathF
     for ds in DEMO_DAYS:
         assert run_night(lake, ds, f"night-{ds}") == 0
     return lake
+
+
+@pytest.fixture(scope="session")
+def other_encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The config of an encoder that reads fewer words than the live one, in a folder of its own."""
+    folder = tmp_path_factory.mktemp("trained")
+    raw = json.loads((CONFIGS_FOLDER / "pinclip-base.json").read_text())
+    raw |= {"name": "pinclip-words", "context_length": 16}
+    raw["weights"][-1]["file"] = "projections.safetensors"
+    shutil.copy(CONFIGS_FOLDER.parent / "weights" / "pinclip-base.safetensors", folder / "projections.safetensors")
+    (folder / "config.json").write_text(json.dumps(raw))
+    return folder / "config.json"

@@ -26,6 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from safetensors import safe_open
@@ -40,7 +41,7 @@ from embedding.encoder.losses import MaskedClipLoss, nested
 from embedding.encoder.model import PinEncoder, build_model, load_weights, weights_names
 from embedding.encoder.recipe import DEFAULT_RECIPE, Recipe, RecipeError, load_recipe
 from embedding.encoder.sources import FeatureSource, PictureSource, PinFeatures, Pins, Source
-from embedding.encoder.training_set import Manifest, TrainingSetError, read_manifest
+from embedding.encoder.training_set import TRAIN, Manifest, TrainingSetError, read_manifest, read_pins
 from embedding.encoder.warm_start import warm_start
 from embedding.tables.lake import Lake
 
@@ -277,6 +278,13 @@ def _source(
     if all(frozen.values()):
         if features is None:
             features = PinFeatures.of_set(lake, manifest, encoder, projections, out, place.rank, place.world_size)
+        elif len(
+            held_out := np.setdiff1d(features.pin_ids, read_pins(lake, manifest, ["pin_id"], (TRAIN,))["pin_id"].to_numpy())
+        ):
+            # A training starts from the features' principal components: one pin more would be looked at.
+            raise TrainingSetError(
+                f"features of {len(held_out)} pins that are kept out of the training: {held_out[:3].tolist()}"
+            )
         return FeatureSource(features, place.device, use_text=recipe.use_text)
     return PictureSource(encoder, use_text=recipe.use_text)
 
@@ -296,6 +304,7 @@ class _Run:
             place,
         )
         self.steps, self.step = steps, 0
+        self._seconds_before, self._began = 0.0, time.monotonic()
         self.last_losses: dict[str, float] = {}
         self._trained = {name: p for name, p in trainer.named_parameters() if p.requires_grad}
         decayed = [p for p in self._trained.values() if p.ndim >= 2]
@@ -322,6 +331,7 @@ class _Run:
             with_contents=self.source.needs_contents,
         )
         started, first, said, saved = time.monotonic(), self.step, 0.0, time.monotonic()
+        self._began = started - self._seconds_before
         batches = stream.batches(skip=self.step)
         while self.step < self.steps:
             if stop_after is not None and self.step >= stop_after:
@@ -366,12 +376,17 @@ class _Run:
             "loss": round(sum(self.last_losses.values()), 5),
             **self.last_losses,
             "images_per_s": round(pins_a_second, 1),
+            "seconds": round(self._seconds(), 1),
         }
         with (self.out / PROGRESS).open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
         left_s = (self.steps - self.step) / max(steps_a_second, 1e-9)
         losses = ", ".join(f"{name} {value:.3f}" for name, value in self.last_losses.items())
         log.info("step %d of %d: %s, %.0f pairs/s, %.0f s left", self.step, self.steps, losses, pins_a_second, left_s)
+
+    def _seconds(self) -> float:
+        """Of training, those before a kill among them."""
+        return time.monotonic() - self._began
 
     def _identity(self) -> str:
         parts = [self.recipe.fingerprint, self.manifest.set_id, str(self.place.world_size), str(self.steps)]
@@ -390,7 +405,7 @@ class _Run:
         unfinished.replace(self.out / CHECKPOINT)
 
     def _about(self) -> dict[str, str]:
-        return {"identity": self._identity(), "step": str(self.step)}
+        return {"identity": self._identity(), "step": str(self.step), "seconds": f"{self._seconds():.1f}"}
 
     def _resume(self) -> None:
         """Takes up the checkpoint, if there is one of this very training. Every process reads the same file."""
@@ -405,7 +420,7 @@ class _Run:
                     f"{file} is of another training (recipe, set or processes differ): delete it or take another folder"
                 )
             tensors = {key: saved.get_tensor(key) for key in saved.keys()}  # noqa: SIM118 - safe_open is no mapping
-        self.step = int(about["step"])
+        self.step, self._seconds_before = int(about["step"]), float(about["seconds"])
         with torch.no_grad():
             for name, parameter in self._trained.items():
                 parameter.copy_(tensors[f"weight.{name}"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -13,6 +14,7 @@ import pytest
 from demo.airflow import LocalAirflow
 from demo.days import DEMO_DAYS
 from embedding.contracts import NIGHTS, TABLES
+from embedding.encoder.config import embedding_version, load_config
 from embedding.index.reader import open_live
 from embedding.tables.lake import Lake
 from embedding.tables.scan import read_rows
@@ -21,13 +23,14 @@ from tests.conftest import Exports
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1_800)]
 
 DAY_1, DAY_2, DAY_3 = DEMO_DAYS
-DATA_TABLES = ("pins", "boards", "saves", "pin_embeddings", "quarantine")
+LIVE = str(embedding_version(load_config("pinclip-base")))
 
 
 @pytest.fixture(scope="module")
 def airflow(exports: Exports, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalAirflow]:
     home = tmp_path_factory.mktemp("airflow home")
-    stack = LocalAirflow(home, port=18_080, retry_delay_s=1, env={"PINLAKE_EXPORTS": str(exports.folder)})
+    env = {"PINLAKE_EXPORTS": str(exports.folder), "PINLAKE_MIGRATION_SLICES": "1"}
+    stack = LocalAirflow(home, port=18_080, retry_delay_s=1, env=env)
     with stack:
         for dag_id in ("nightly_pins", "index_release"):
             stack.api.unpause(dag_id)
@@ -59,8 +62,20 @@ def nights(lake: Lake) -> list[dict[str, Any]]:
     return sorted(read_rows(lake.open(NIGHTS)).to_pylist(), key=lambda row: row["checked_at"])
 
 
-def versions(lake: Lake) -> dict[str, int]:
-    return {name: lake.open(TABLES[name]).version() for name in DATA_TABLES}
+def rows(lake: Lake, table: str, columns: list[str]) -> list[tuple[Any, ...]]:
+    return sorted(tuple(row[name] for name in columns) for row in read_rows(lake.open(TABLES[table]), columns).to_pylist())
+
+
+def set_slots(airflow: LocalAirflow, slots: int) -> int:
+    return airflow.run_command("airflow", "pools", "set", "migration", str(slots), "set by hand")
+
+
+def wait_for_task(airflow: LocalAirflow, run_id: str, task_id: str) -> None:
+    deadline = time.monotonic() + 180
+    while (state := airflow.api.task_states("encoder_migration", run_id).get(task_id)) != "success":
+        assert state not in ("failed", "upstream_failed"), airflow.api.failure_report("encoder_migration", run_id)
+        assert time.monotonic() < deadline, state
+        time.sleep(1)
 
 
 def test_a_night_lands_embeds_checks_and_releases(airflow: LocalAirflow, lake: Lake) -> None:
@@ -72,14 +87,6 @@ def test_a_night_lands_embeds_checks_and_releases(airflow: LocalAirflow, lake: L
     live = open_live(lake)
     assert live.manifest.rows == night["embedded"]
     assert live.manifest.days == [DAY_1]
-
-
-def test_the_same_night_again_changes_no_row_and_no_release(airflow: LocalAirflow, lake: Lake) -> None:
-    before, released = versions(lake), open_live(lake).manifest
-    run_night_and_release(airflow, DAY_1)
-    assert versions(lake) == before
-    assert nights(lake)[-1]["encoded"] == 0
-    assert open_live(lake).manifest == released
 
 
 def test_a_day_without_an_export_fails_and_says_so(airflow: LocalAirflow) -> None:
@@ -98,11 +105,17 @@ def test_an_export_without_its_marker_is_waited_for_without_a_worker(airflow: Lo
     assert airflow.api.run_state("nightly_pins", run_id) == "running"
 
 
-def test_a_backfill_of_days_backwards_ends_like_the_nights_in_order(
-    airflow: LocalAirflow, lake: Lake, lake_of_three_nights: Lake
+def test_days_backfilled_backwards_in_the_middle_of_a_migration_end_like_nights_in_order(
+    airflow: LocalAirflow, lake: Lake, lake_of_three_nights: Lake, other_encoder: Path
 ) -> None:
+    """Before the candidate's turn comes, two days are backfilled: they are embedded under both encoders, and released."""
+    assert set_slots(airflow, 0) == 0
+    airflow.api.unpause("encoder_migration")
+    migration = airflow.api.trigger("encoder_migration", {"to": str(other_encoder), "allow_worse": True, **LENIENT})
+    wait_for_task(airflow, migration, "choose_encoders")
+
     asked_at = datetime.now(UTC)
-    span = ["--from-date", DAY_2, "--to-date", f"{DAY_3}T23:59", "--dag-run-conf", '{"min_coverage": 0.1}']
+    span = ["--from-date", DAY_2, "--to-date", f"{DAY_3}T23:59", "--dag-run-conf", json.dumps(LENIENT)]
     assert airflow.run_command("airflow", "backfill", "create", "--dag-id", "nightly_pins", *span, "--run-backwards") == 0
     backfilled = [r["dag_run_id"] for r in airflow.api.runs("nightly_pins") if r["run_type"] == "backfill"]
     assert len(backfilled) == 2
@@ -110,14 +123,31 @@ def test_a_backfill_of_days_backwards_ends_like_the_nights_in_order(
         assert run(airflow, "nightly_pins", run_id) == "success"
     for ds in (DAY_2, DAY_3):
         assert run(airflow, "index_release", airflow.api.find_run("index_release", ds, after=asked_at)) == "success"
-    assert {row["ds"] for row in nights(lake) if row["status"] == "passed"} == set(DEMO_DAYS)
-    for name, columns in {"pins": ["ds", "pin_id", "title"], "pin_embeddings": ["ds", "pin_id", "content_sha256"]}.items():
-        found, expected = (
-            sorted(str(tuple(row.values())) for row in read_rows(each.open(TABLES[name]), columns).to_pylist())
-            for each in (lake, lake_of_three_nights)
-        )
-        assert found == expected
-    assert open_live(lake).manifest.days == list(DEMO_DAYS)
+
+    new = str(embedding_version(load_config(other_encoder)))
+    live = open_live(lake).manifest
+    assert (live.embedding_version, live.days) == (LIVE, list(DEMO_DAYS))
+    passed = {(row["ds"], row["embedding_version"]) for row in nights(lake) if row["status"] == "passed"}
+    assert passed == {(DAY_1, LIVE), *((ds, version) for ds in (DAY_2, DAY_3) for version in (LIVE, new))}
+    columns = ["ds", "pin_id", "content_sha256", "embedding_version"]
+    assert rows(lake, "pins", ["ds", "pin_id", "title"]) == rows(lake_of_three_nights, "pins", ["ds", "pin_id", "title"])
+    embedded = rows(lake_of_three_nights, "pin_embeddings", columns)
+    assert [row for row in rows(lake, "pin_embeddings", columns) if row[-1] == LIVE] == embedded
+
+    assert airflow.api.task_states("encoder_migration", migration)["migrate_0"] == "scheduled"
+    assert set_slots(airflow, 1) == 0
+    assert run(airflow, "encoder_migration", migration) == "success"
+    moved = open_live(lake).manifest
+    assert (moved.embedding_version, moved.rows, moved.days) == (new, live.rows, live.days)
+    of_both = {
+        version: {row[1] for row in rows(lake, "pin_embeddings", columns) if row[-1] == version} for version in (LIVE, new)
+    }
+    # A pin that was deleted before the migration has a vector of the old encoder alone.
+    assert of_both[new] <= of_both[LIVE]
+    assert len(of_both[new]) >= moved.rows
+
+    assert airflow.run_command("pinlake", "rollback") == 0
+    assert open_live(lake).manifest == live
 
 
 def test_no_secret_is_in_a_log(airflow: LocalAirflow) -> None:

@@ -24,7 +24,7 @@ from embedding.encoder.model import PinEncoder, build_model
 from embedding.encoder.recipe import RecipeError, load_recipe
 from embedding.encoder.sources import PictureSource, PinFeatures
 from embedding.encoder.train import CHECKPOINT, PROGRESS, PinClipTrainer, losses_of, train
-from embedding.encoder.training_set import Manifest, TrainingSetError
+from embedding.encoder.training_set import Manifest, TrainingSetError, read_manifest
 from embedding.tables.lake import Lake
 from tests.encoder.tiny_set import PINS_A_BOARD, SET_ID, WORDS, write_recipe, write_tiny_set
 
@@ -122,6 +122,16 @@ def test_a_checkpoint_of_another_training_is_refused(lake: Lake, recipe_file: Pa
     train(lake, SET_ID, recipe, tmp_path, stop_after=2)
     with pytest.raises(TrainingSetError, match="is of another training"):
         train(lake, SET_ID, recipe.changed(seed=1), tmp_path)
+
+
+def test_features_of_a_pin_that_is_kept_out_are_refused(lake: Lake, trained: Path, recipe_file: Path, tmp_path: Path) -> None:
+    projections = Projections("visual.head.proj", "text.proj")
+    pins = PinFeatures.of_set(
+        lake, read_manifest(lake, SET_ID), PinEncoder.load(load_config(trained / "config.json")), projections, trained
+    )
+    one_more = PinFeatures(np.append(pins.pin_ids[1:], 999_999), pins.features)
+    with pytest.raises(TrainingSetError, match=r"features of 1 pins that are kept out of the training: \[999999\]"):
+        train(lake, SET_ID, load_recipe(recipe_file), tmp_path, features=one_more)
 
 
 def test_two_processes_train_one_encoder(lake: Lake, recipe_file: Path, spark_environment: None) -> None:

@@ -19,7 +19,7 @@ import pytest
 from demo.days import DEMO_DAYS
 from embedding.cli import main as pinlake
 from embedding.contracts import NIGHTS, PIN_EMBEDDINGS, PINS, QUARANTINE
-from embedding.encoder.config import CONFIGS_FOLDER, ConfigError, embedding_version, load_config
+from embedding.encoder.config import ConfigError, embedding_version, load_config
 from embedding.encoder.store import EncoderStoreError, fresh_versions, resolve_encoder, version_state
 from embedding.index.cut_over import read_comparison
 from embedding.index.reader import open_live
@@ -35,20 +35,8 @@ A = str(embedding_version(load_config("pinclip-base")))
 
 
 @pytest.fixture(scope="module")
-def config_b(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An encoder that reads fewer words, in a folder of its own."""
-    folder = tmp_path_factory.mktemp("trained")
-    raw = json.loads((CONFIGS_FOLDER / "pinclip-base.json").read_text())
-    raw |= {"name": "pinclip-words", "context_length": 16}
-    raw["weights"][-1]["file"] = "projections.safetensors"
-    shutil.copy(CONFIGS_FOLDER.parent / "weights" / "pinclip-base.safetensors", folder / "projections.safetensors")
-    (folder / "config.json").write_text(json.dumps(raw))
-    return folder / "config.json"
-
-
-@pytest.fixture(scope="module")
-def b(config_b: Path) -> str:
-    return str(embedding_version(load_config(config_b)))
+def b(other_encoder: Path) -> str:
+    return str(embedding_version(load_config(other_encoder)))
 
 
 @pytest.fixture(scope="module")
@@ -157,10 +145,10 @@ def assert_complete(lake: Lake, version: str) -> None:
 
 
 def test_only_a_live_lake_migrates_and_only_to_another_encoder_that_fits(
-    lake: Lake, b: str, config_b: Path, tmp_path: Path
+    lake: Lake, b: str, other_encoder: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(ReleaseError, match="no release is live"):
-        begin(Lake(str(tmp_path)), config_b)
+        begin(Lake(str(tmp_path)), other_encoder)
     with pytest.raises(ReleaseError, match=f"{A} is the live version already"):
         begin(lake, "pinclip-base")
     with pytest.raises(ConfigError, match="no encoder is called 'nobody'"):
@@ -172,14 +160,14 @@ def test_only_a_live_lake_migrates_and_only_to_another_encoder_that_fits(
     assert fresh_versions(lake) == {}
 
 
-def test_a_migration_begins_once_and_one_at_a_time(lake: Lake, b: str, config_b: Path, tmp_path: Path) -> None:
-    begin(lake, config_b)
+def test_a_migration_begins_once_and_one_at_a_time(lake: Lake, b: str, other_encoder: Path, tmp_path: Path) -> None:
+    begin(lake, other_encoder)
     first = fresh_versions(lake)
     assert {version: fresh.role for version, fresh in first.items()} == {b: "candidate"}
     begin(lake, "candidate")
     assert fresh_versions(lake) == first
-    raw = json.loads(config_b.read_text()) | {"context_length": 8}
-    third = config_b.parent / "third.json"
+    raw = json.loads(other_encoder.read_text()) | {"context_length": 8}
+    third = other_encoder.parent / "third.json"
     third.write_text(json.dumps(raw))
     with pytest.raises(EncoderStoreError, match=f"a migration to {b} is under way: .*pinlake abandon"):
         begin(lake, third)

@@ -235,7 +235,7 @@ def test_a_day_before_every_night_that_passed_is_refused(built: Built) -> None:
     from jobs import build_training_set
     from jobs.training_inputs import LATEST, choose_inputs
 
-    assert choose_inputs(built.lake, LATEST).days == list(DEMO_DAYS)
+    assert choose_inputs(built.lake, LATEST).days == [*DEMO_DAYS, PLANTED_DAY]
     assert choose_inputs(built.lake, DEMO_DAYS[1]).days == list(DEMO_DAYS[:2])
     with pytest.raises(TrainingSetError, match="no night up to 2026-11-01 has passed its gate"):
         build_training_set.main(["--home", built.lake.home, "--run-id", "early", "--ds", "2026-11-01"])
