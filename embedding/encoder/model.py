@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from embedding.contracts import EmbeddingVersion
 from embedding.encoder.config import ConfigError, EncoderConfig, LearnedFusion, WeightsFile, embedding_version
+from embedding.encoder.folding import fold_batch_norms
 from embedding.encoder.fusion import FusionHead
 from embedding.encoder.layouts import LAYOUT_NAMES
 
@@ -66,7 +67,9 @@ class PinEncoder:
         """
         model = build_model(config)
         load_weights(model, config)
-        return cls.of_model(config, embedding_version(config), model, device, threads)
+        encoder = cls.of_model(config, embedding_version(config), model, device, threads)
+        encoder.model = fold_batch_norms(encoder.model, encoder._example_vectors)
+        return encoder
 
     @classmethod
     def of_model(
@@ -81,6 +84,13 @@ class PinEncoder:
             torch.backends.cuda.matmul.allow_tf32 = False
         model = model.to(target).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         return cls(config, version, model.eval().requires_grad_(False), target)
+
+    def _example_vectors(self, model: nn.Module) -> Tensor:
+        """What a model's image tower says of two made-up pictures: unit vectors [2, E]."""
+        size = self.config.preprocess.size
+        height, width = (size, size) if isinstance(size, int) else size
+        pixels_N3HW = torch.randn((2, 3, height, width), generator=torch.Generator().manual_seed(0))
+        return nn.functional.normalize(cast(Any, model).encode_image(self._on_device(pixels_N3HW)).float(), dim=-1)
 
     @property
     def dim(self) -> int:
