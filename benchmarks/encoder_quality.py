@@ -1,7 +1,7 @@
 """Do people's boards teach an encoder what off-the-shelf encoders do not know?
 
     python -m benchmarks.encoder_quality                                   # on the newest set of $PINLAKE_HOME
-    python -m benchmarks.encoder_quality --training-set .pinlake/training/2026-11-20-0123456789ab --features /tmp/features.npz
+    python -m benchmarks.encoder_quality --training-set .pinlake/training/2026-11-20-0123456789ab --features features.npz
 
 **The claim.** PinCLIP finds at least 30% more board-mates (recall@10) than encoders off the shelf, with the interval clear of
 zero, and more than each of its own ablations. The strict reading is against the *strongest* untrained use of its very towers,
