@@ -30,7 +30,7 @@ from embedding.contracts import BOARDS, PINS, SAVES
 from embedding.encoder import bags as dealing
 from embedding.encoder import training_set as ts
 from embedding.encoder.limits import ImageLimits
-from embedding.encoder.training_set import DROPPED, TRAIN, Manifest, Recipe, SetFile, TrainingSetError
+from embedding.encoder.training_set import DROPPED, TRAIN, Manifest, SetFile, SetRecipe, TrainingSetError
 from embedding.tables.lake import Lake, data_files
 from jobs.pictures import cut, distinct_pictures, label_pictures
 from jobs.session import (
@@ -61,12 +61,12 @@ PICTURES_A_BATCH = 128  # rows with pictures between the JVM and Python: some 10
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = arguments(__doc__, ds=False)
     parser.add_argument("--ds", default=LATEST, type=day_or_latest, help="last day of data, YYYY-MM-DD (default: latest)")
-    for field in fields(Recipe):
+    for field in fields(SetRecipe):
         parser.add_argument(f"--{field.name.replace('_', '-')}", type=type(field.default), default=field.default)
     return parser.parse_args(argv)
 
 
-def make_bags(pins: DataFrame, edges: DataFrame, boards: DataFrame, recipe: Recipe) -> tuple[DataFrame, int]:
+def make_bags(pins: DataFrame, edges: DataFrame, boards: DataFrame, recipe: SetRecipe) -> tuple[DataFrame, int]:
     """CHOSEN, the bags of the training boards with their negatives, and each one's `shard`; and how many bags there are."""
     light = [field.name for field in dealing.LIGHT_MEMBER]
     candidates = pins.where(F.col("split") == TRAIN).select(*light, "category", "user_id", "board_ids")
@@ -113,7 +113,7 @@ def write_files(rows: DataFrame, order: Sequence[str], root: str, kind: str, sch
     return [SetFile(**row.asDict()) for row in map_arrow(in_order, run, ts.FILES).collect()]
 
 
-def build(spark: SparkSession, lake: Lake, inputs: Inputs, recipe: Recipe, limits: ImageLimits, root: str) -> dict[str, Any]:
+def build(spark: SparkSession, lake: Lake, inputs: Inputs, recipe: SetRecipe, limits: ImageLimits, root: str) -> dict[str, Any]:
     """Writes all files of the set below `root` and returns what the manifest says of them."""
     spark.conf.set("spark.sql.execution.arrow.maxRecordsPerBatch", str(PICTURES_A_BATCH))
     spark.conf.set("spark.sql.autoBroadcastJoinThreshold", "-1")  # Spark takes what Python makes for as small as its input
@@ -149,7 +149,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     started = time.monotonic()
     args = parse_args(argv)
     lake, limits = Lake(args.home), ImageLimits.from_environment()
-    recipe = Recipe(**{field.name: getattr(args, field.name) for field in fields(Recipe)})
+    recipe = SetRecipe(**{field.name: getattr(args, field.name) for field in fields(SetRecipe)})
     inputs = choose_inputs(lake, args.ds)
     args.ds = inputs.days[-1]
     set_id = ts.make_set_id(args.ds, inputs.days, inputs.versions, recipe, limits)

@@ -18,7 +18,7 @@ from embedding.encoder.training_set import (
     TRAIN,
     UNKNOWN_CATEGORY,
     VALIDATION,
-    Recipe,
+    SetRecipe,
     TrainingSetError,
 )
 
@@ -39,13 +39,13 @@ def describe_pins(texts: DataFrame, hashed: DataFrame, pictures: DataFrame, labe
     return read.withColumns(columns).drop("refusal", "label", "image_uri")
 
 
-def big_creators(described: DataFrame, recipe: Recipe) -> DataFrame:
+def big_creators(described: DataFrame, recipe: SetRecipe) -> DataFrame:
     """`user_id` of those with more than max_creator_pins usable pins, and `big`, true."""
     count = described.where(F.col("cluster").isNotNull()).groupBy("user_id").count()
     return count.where(F.col("count") > recipe.max_creator_pins).select("user_id", F.lit(True).alias("big"))
 
 
-def split_of(user_id: str, recipe: Recipe) -> Column:
+def split_of(user_id: str, recipe: SetRecipe) -> Column:
     """A creator's split: 52 bits of a SHA-256 as a number in [0, 1); a `big` creator is for training."""
     digest = F.sha2(F.concat(F.lit(f"{recipe.salt}/"), F.col(user_id).cast("string")), 256)
     share = F.conv(F.substring(digest, 1, 13), 16, 10).cast("double") / 2.0**52
@@ -54,7 +54,7 @@ def split_of(user_id: str, recipe: Recipe) -> Column:
     return F.when(F.col("big"), TRAIN).otherwise(by_hash)
 
 
-def split_pins(described: DataFrame, big: DataFrame, recipe: Recipe) -> DataFrame:
+def split_pins(described: DataFrame, big: DataFrame, recipe: SetRecipe) -> DataFrame:
     """`described` with duplicate_group, split and, where that is `dropped`, the reason in `dropped`."""
     pins = described.join(big, "user_id", "left").withColumn("split", split_of("user_id", recipe)).drop("big")
     held_out = [F.max(F.col("split") == split).alias(f"has_{split}") for split in (TEST, VALIDATION)]
@@ -68,7 +68,7 @@ def split_pins(described: DataFrame, big: DataFrame, recipe: Recipe) -> DataFram
     return pins.withColumn("split", F.when(F.col("dropped").isNotNull(), DROPPED).otherwise(F.col("split")))
 
 
-def split_boards(boards: DataFrame, big: DataFrame, recipe: Recipe) -> DataFrame:
+def split_boards(boards: DataFrame, big: DataFrame, recipe: SetRecipe) -> DataFrame:
     """From current rows of `boards` to `board_id`, `owner`, `category` (the title up to " / ") and `split`."""
     first = F.lower(F.trim(F.split("title", " / ", 2)[0]))
     category = F.when(first != "", first).otherwise(UNKNOWN_CATEGORY).alias("category")

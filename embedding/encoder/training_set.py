@@ -97,7 +97,7 @@ ROWS_A_GROUP = {"pins": 256, "train": 16}
 
 
 @dataclass(frozen=True)
-class Recipe:
+class SetRecipe:
     """The parameters of a set. Raises TrainingSetError for one that cannot be."""
 
     picture_side: int = 256
@@ -182,7 +182,7 @@ def set_uri(lake: Lake, set_id: str) -> str:
     return f"{lake.home}/training/{set_id}"
 
 
-def make_set_id(ds: str, days: Sequence[str], table_versions: Mapping[str, int], recipe: Recipe, limits: ImageLimits) -> str:
+def make_set_id(ds: str, days: Sequence[str], table_versions: Mapping[str, int], recipe: SetRecipe, limits: ImageLimits) -> str:
     """`<ds>-<12 hex digits>` over everything that decides the set's content."""
     accepted = {**asdict(limits), "schemes": sorted(limits.schemes)}
     identity = [RECIPE_VERSION, ds, list(days), dict(table_versions), asdict(recipe), accepted, PIL.__version__]

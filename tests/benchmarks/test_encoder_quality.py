@@ -13,7 +13,8 @@ from benchmarks.encoder_quality import BOTH, NO_GRAPH, NO_TEXT, PICTURE, PINCLIP
 from benchmarks.machine import describe_machine, machine_line
 from embedding.encoder.judge import BOARD_MATES, MEASURES, Measured, example_pins, unit
 from embedding.tables.lake import Lake
-from tests.encoder.planted_set import SET_ID, plant_features, write_planted_set, write_tiny_recipe
+from tests.encoder.planted_set import plant_features, write_planted_set, write_tiny_recipe
+from tests.encoder.written_set import SET_ID
 
 OTHERS = (PICTURE, TEXT, BOTH, NO_GRAPH, NO_TEXT, PIXELS)
 

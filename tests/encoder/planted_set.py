@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
-import pyarrow as pa
 import pytest
 import torch
 from PIL import Image
@@ -20,21 +18,10 @@ from embedding.encoder.features import TowerFeatures
 from embedding.encoder.judge import unit
 from embedding.encoder.judged_pins import JudgedSet
 from embedding.encoder.model import build_model
-from embedding.encoder.training_set import (
-    BAGS_SCHEMA,
-    PINS_SCHEMA,
-    TEST,
-    TRAIN,
-    VALIDATION,
-    Manifest,
-    SetFile,
-    set_uri,
-    write_manifest,
-    write_shards,
-)
+from embedding.encoder.training_set import TEST, TRAIN, VALIDATION, Manifest
 from embedding.tables.lake import Lake
+from tests.encoder.written_set import write_set
 
-SET_ID = "2026-11-20-0123456789ab"
 BOARDS, PINS_A_BOARD = 24, 5
 
 
@@ -56,28 +43,11 @@ def _pin(board: int, number: int, rng: np.random.Generator) -> dict[str, Any]:
 
 def write_planted_set(lake: Lake) -> Manifest:
     """Writes the set into the lake."""
-    rows, root = pins(), set_uri(lake, SET_ID)
+    rows = pins()
     shards = [{**row, "shard": row["board_id"] % 2} for row in rows]
     bags = [_bag(board, rows) for board in range(BOARDS) if rows[board * PINS_A_BOARD]["split"] == TRAIN]
-    files = [*_write(shards, root, "pins", PINS_SCHEMA), *_write(bags, root, "train", BAGS_SCHEMA)]
-    manifest = Manifest(
-        set_id=SET_ID,
-        ds="2026-11-20",
-        days=["2026-11-20"],
-        table_versions={"pins": 1},
-        parameters={"negatives": 1},
-        recipe_version=1,
-        counts={"pins": {TRAIN: 60, VALIDATION: 30, TEST: 30}},
-        dropped={},
-        unusable_pictures={},
-        uncompared=0,
-        files=files,
-        built_by="test",
-        built_at="2026-11-20T00:00:00+00:00",
-        seconds=1.0,
-    )
-    write_manifest(lake, manifest)
-    return manifest
+    counts = {"pins": {TRAIN: 60, VALIDATION: 30, TEST: 30}}
+    return write_set(lake, shards, bags, parameters={"negatives": 1}, counts=counts)
 
 
 def _bag(board: int, rows: list[dict[str, Any]]) -> dict[str, Any]:
@@ -88,12 +58,6 @@ def _bag(board: int, rows: list[dict[str, Any]]) -> dict[str, Any]:
     other = (board + 2) % (BOARDS // 2)
     about = {"shard": board % 2, "board_id": board, "category": f"c{board % 3}"}
     return about | {"pins": members(board, PINS_A_BOARD), "negatives": members(other, 1)}
-
-
-def _write(rows: list[dict[str, Any]], root: str, kind: str, schema: pa.Schema) -> list[SetFile]:
-    table = pa.Table.from_pylist(sorted(rows, key=lambda row: row["shard"]), schema.append(pa.field("shard", pa.int64())))
-    batches: Iterator[pa.RecordBatch] = iter(table.to_batches())
-    return [SetFile(**row) for batch in write_shards(batches, root, kind, schema) for row in batch.to_pylist()]
 
 
 WIDTH = 32

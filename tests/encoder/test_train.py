@@ -26,7 +26,8 @@ from embedding.encoder.sources import PictureSource, PinFeatures
 from embedding.encoder.train import CHECKPOINT, PROGRESS, PinClipTrainer, losses_of, train
 from embedding.encoder.training_set import Manifest, TrainingSetError, read_manifest
 from embedding.tables.lake import Lake
-from tests.encoder.tiny_set import PINS_A_BOARD, SET_ID, WORDS, write_recipe, write_tiny_set
+from tests.encoder.tiny_set import PINS_A_BOARD, WORDS, write_recipe, write_tiny_set
+from tests.encoder.written_set import SET_ID
 
 
 @pytest.fixture(scope="module")

@@ -22,7 +22,7 @@ from embedding.encoder.training_set import (
     BAGS_SCHEMA,
     PINS_SCHEMA,
     Manifest,
-    Recipe,
+    SetRecipe,
     TrainingSetError,
     add_texts,
     leaks,
@@ -39,23 +39,7 @@ from embedding.encoder.training_set import (
     write_training_set,
 )
 from embedding.tables.lake import Lake
-
-MANIFEST = Manifest(
-    set_id="2026-11-20-0123456789ab",
-    ds="2026-11-20",
-    days=["2026-11-20"],
-    table_versions={"pins": 1},
-    parameters={},
-    recipe_version=1,
-    counts={},
-    dropped={},
-    unusable_pictures={},
-    uncompared=0,
-    files=[],
-    built_by="test",
-    built_at="2026-11-20T00:00:00+00:00",
-    seconds=1.0,
-)
+from tests.encoder.written_set import MANIFEST
 
 
 def drawing(seed: int, size: tuple[int, int] = (320, 240)) -> Image.Image:
@@ -328,16 +312,16 @@ def test_texts_are_those_that_the_encoder_reads() -> None:
 )
 def test_parameters_that_cannot_be_are_refused(wrong: dict[str, Any], message: str) -> None:
     with pytest.raises(TrainingSetError, match=message):
-        Recipe(**wrong)
+        SetRecipe(**wrong)
 
 
 def test_a_sets_id_changes_with_whatever_decides_its_content() -> None:
-    def set_id(recipe: Recipe | None = None, version: int = 1, days: tuple[str, ...] = ("a",), max_bytes: int = 1000) -> str:
-        return make_set_id("2026-11-20", days, {"pins": version}, recipe or Recipe(), ImageLimits(max_bytes))
+    def set_id(recipe: SetRecipe | None = None, version: int = 1, days: tuple[str, ...] = ("a",), max_bytes: int = 1000) -> str:
+        return make_set_id("2026-11-20", days, {"pins": version}, recipe or SetRecipe(), ImageLimits(max_bytes))
 
-    ids = {set_id(), set_id(Recipe(salt="other")), set_id(version=2), set_id(days=("a", "b")), set_id(max_bytes=2000)}
+    ids = {set_id(), set_id(SetRecipe(salt="other")), set_id(version=2), set_id(days=("a", "b")), set_id(max_bytes=2000)}
     assert len(ids) == 5
-    assert set_id() == set_id(Recipe())
+    assert set_id() == set_id(SetRecipe())
     assert set_id().startswith("2026-11-20-")
 
 

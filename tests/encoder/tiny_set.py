@@ -8,21 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 from PIL import Image, ImageDraw
 
-from embedding.encoder.training_set import (
-    BAGS_SCHEMA,
-    PINS_SCHEMA,
-    Manifest,
-    SetFile,
-    set_uri,
-    write_manifest,
-    write_shards,
-)
+from embedding.encoder.training_set import Manifest
 from embedding.tables.lake import Lake
+from tests.encoder.written_set import write_set
 
-SET_ID = "2026-11-20-0123456789ab"
 WORDS = ("anchor", "bridge", "candle", "drum", "engine", "feather", "guitar", "hammer")
 PINS_A_BOARD = 4
 
@@ -47,33 +38,7 @@ def write_tiny_set(lake: Lake, pins_a_board: int = PINS_A_BOARD) -> Manifest:
         {"board_id": board + 1, "category": "things", "pins": some, "negatives": members[board - 1][:2], "shard": board % 2}
         for board, some in enumerate(members)
     ]
-    files: list[SetFile] = []
-    for kind, schema, rows in (("pins", PINS_SCHEMA, pins), ("train", BAGS_SCHEMA, bags)):
-        table = pa.Table.from_pylist(sorted(rows, key=_shard), schema=schema.append(pa.field("shard", pa.int64())))
-        for written in write_shards(table.to_batches(), set_uri(lake, SET_ID), kind, schema):
-            files += [SetFile(**row) for row in written.to_pylist()]
-    manifest = Manifest(
-        set_id=SET_ID,
-        ds="2026-11-20",
-        days=["2026-11-20"],
-        table_versions={"pins": 1},
-        parameters={},
-        recipe_version=1,
-        counts={},
-        dropped={},
-        unusable_pictures={},
-        uncompared=0,
-        files=files,
-        built_by="test",
-        built_at="2026-11-20T00:00:00+00:00",
-        seconds=1.0,
-    )
-    write_manifest(lake, manifest)
-    return manifest
-
-
-def _shard(row: dict[str, Any]) -> int:
-    return int(row["shard"])
+    return write_set(lake, pins, bags)
 
 
 def _member(board: int, number: int) -> dict[str, Any]:

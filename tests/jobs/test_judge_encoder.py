@@ -17,7 +17,8 @@ from embedding.tables.lake import Lake
 from jobs import judge_encoder
 from jobs.judge_encoder import Decision, decide
 from jobs.session import EXIT_GATE_FAILED
-from tests.encoder.planted_set import SET_ID, plant_features, write_planted_set, write_tiny_encoder
+from tests.encoder.planted_set import plant_features, write_planted_set, write_tiny_encoder
+from tests.encoder.written_set import SET_ID
 
 RUN = "by hand"
 

@@ -24,7 +24,7 @@ from embedding.encoder.training_set import (
     MANIFEST,
     NEAR_DUPLICATE_OF_HELD_OUT,
     Manifest,
-    Recipe,
+    SetRecipe,
     TrainingSetError,
     leaks,
     read_manifest,
@@ -40,7 +40,7 @@ from embedding.tables.staging import Stager
 
 PLANTED_DAY, FAILED_DAY = "2026-11-21", "2026-11-22"
 ORIGINAL, COPY, UNREADABLE, FAILED, BOARD = 101, 102, 103, 104, 201
-RECIPE = Recipe(bag_size=2, bags_a_shard=8)
+RECIPE = SetRecipe(bag_size=2, bags_a_shard=8)
 
 
 def share(user_id: int) -> float:
