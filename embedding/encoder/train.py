@@ -219,7 +219,7 @@ def train(
     if new:
         warm_start(model, recipe, new, source)
     trainer = PinClipTrainer(model, recipe).to(place.device)
-    run = _Run(recipe, manifest, trainer, source, out, place, _step_count(lake, manifest, recipe, place))
+    run = _Run(recipe, manifest, trainer, source, out, place, _step_count(lake, manifest, recipe, place), started)
     threads = torch.get_num_threads()
     if not source.needs_contents:
         # A step on features is too small to be shared: threads would wait for each other, and on a busy machine for minutes.
@@ -242,7 +242,7 @@ def train(
             "steps": run.steps,
             "processes": place.world_size,
             "device": torch.cuda.get_device_name() if place.device.startswith("cuda") else "cpu",
-            "seconds": round(time.monotonic() - started, 1),
+            "seconds": round(run.seconds(), 1),
             "final_loss": run.last_losses,
         }
         (out / RECORD).write_text(json.dumps(record, indent=1) + "\n")
@@ -293,7 +293,15 @@ class _Run:
     """The steps of one training, with its checkpoints."""
 
     def __init__(
-        self, recipe: Recipe, manifest: Manifest, trainer: PinClipTrainer, source: Source, out: Path, place: Place, steps: int
+        self,
+        recipe: Recipe,
+        manifest: Manifest,
+        trainer: PinClipTrainer,
+        source: Source,
+        out: Path,
+        place: Place,
+        steps: int,
+        began: float,
     ) -> None:
         self.recipe, self.manifest, self.trainer, self.source, self.out, self.place = (
             recipe,
@@ -304,7 +312,7 @@ class _Run:
             place,
         )
         self.steps, self.step = steps, 0
-        self._seconds_before, self._began = 0.0, time.monotonic()
+        self._began = began
         self.last_losses: dict[str, float] = {}
         self._trained = {name: p for name, p in trainer.named_parameters() if p.requires_grad}
         decayed = [p for p in self._trained.values() if p.ndim >= 2]
@@ -331,7 +339,6 @@ class _Run:
             with_contents=self.source.needs_contents,
         )
         started, first, said, saved = time.monotonic(), self.step, 0.0, time.monotonic()
-        self._began = started - self._seconds_before
         batches = stream.batches(skip=self.step)
         while self.step < self.steps:
             if stop_after is not None and self.step >= stop_after:
@@ -376,7 +383,7 @@ class _Run:
             "loss": round(sum(self.last_losses.values()), 5),
             **self.last_losses,
             "images_per_s": round(pins_a_second, 1),
-            "seconds": round(self._seconds(), 1),
+            "seconds": round(self.seconds(), 1),
         }
         with (self.out / PROGRESS).open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
@@ -384,8 +391,8 @@ class _Run:
         losses = ", ".join(f"{name} {value:.3f}" for name, value in self.last_losses.items())
         log.info("step %d of %d: %s, %.0f pairs/s, %.0f s left", self.step, self.steps, losses, pins_a_second, left_s)
 
-    def _seconds(self) -> float:
-        """Of training, those before a kill among them."""
+    def seconds(self) -> float:
+        """Since the training began, features among them, less the time between a kill's checkpoint and the start after it."""
         return time.monotonic() - self._began
 
     def _identity(self) -> str:
@@ -405,7 +412,7 @@ class _Run:
         unfinished.replace(self.out / CHECKPOINT)
 
     def _about(self) -> dict[str, str]:
-        return {"identity": self._identity(), "step": str(self.step), "seconds": f"{self._seconds():.1f}"}
+        return {"identity": self._identity(), "step": str(self.step), "seconds": f"{self.seconds():.1f}"}
 
     def _resume(self) -> None:
         """Takes up the checkpoint, if there is one of this very training. Every process reads the same file."""
@@ -420,7 +427,8 @@ class _Run:
                     f"{file} is of another training (recipe, set or processes differ): delete it or take another folder"
                 )
             tensors = {key: saved.get_tensor(key) for key in saved.keys()}  # noqa: SIM118 - safe_open is no mapping
-        self.step, self._seconds_before = int(about["step"]), float(about["seconds"])
+        self.step = int(about["step"])
+        self._began -= float(about.get("seconds", 0))
         with torch.no_grad():
             for name, parameter in self._trained.items():
                 parameter.copy_(tensors[f"weight.{name}"])

@@ -115,6 +115,9 @@ def test_a_killed_training_goes_on_to_the_same_weights(lake: Lake, recipe_file: 
     assert not (tmp_path / "weights.safetensors").exists()
     resumed = train(lake, SET_ID, load_recipe(recipe_file), tmp_path)
     assert progress(tmp_path)[-1]["step"] == 80
+    seconds = [line["seconds"] for line in progress(tmp_path)]
+    assert seconds == sorted(seconds)
+    assert json.loads((tmp_path / "training.json").read_text())["seconds"] >= seconds[-1]
     assert embedding_version(resumed) == embedding_version(load_config(trained / "config.json"))
 
 
