@@ -94,10 +94,6 @@ class AirflowApi:
         """State of each task of a run; `none` for one that is not due yet."""
         return {task["task_id"]: task["state"] or "none" for task in self._task_instances(dag_id, run_id)}
 
-    def task_times(self, dag_id: str, run_id: str) -> dict[str, tuple[str | None, str | None]]:
-        """Start and end of each task of a run (ISO 8601), in its last try."""
-        return {task["task_id"]: (task["start_date"], task["end_date"]) for task in self._task_instances(dag_id, run_id)}
-
     def wait_run(
         self,
         dag_id: str,

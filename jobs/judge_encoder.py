@@ -41,7 +41,7 @@ from embedding.encoder.judge import (
     measure,
 )
 from embedding.encoder.judged_pins import JudgedSet, TowerCache
-from embedding.encoder.store import LIVE
+from embedding.encoder.store import CANDIDATE, LIVE
 from embedding.encoder.tracking import JUDGEMENT, TrackingError, Training, read_training
 from embedding.encoder.training_set import TrainingSetError, read_manifest, read_training_set, verify_files
 from embedding.index.release import ReleaseError
@@ -50,7 +50,6 @@ from embedding.tables.lake import Lake
 from jobs.register_encoder import local_config
 from jobs.session import ENCODER_HELP, EXIT_GATE_FAILED, arguments, job_encoder, log, run_program
 
-CANDIDATE = "candidate"
 MUST_NOT_FALL = {IMAGE_TO_TEXT_5: "picture to text R@5", TEXT_TO_IMAGE_5: "text to picture R@5"}
 
 Figures = Mapping[str, Measured]

@@ -93,10 +93,10 @@ class PinFeatures:
         A training that was killed finds them there again.
         """
         key = hashlib.sha256(repr([manifest.set_id, encoder.config, projections, splits, world_size]).encode()).hexdigest()
-        pins = read_pins(lake, manifest, ["pin_id", "picture", "text"], splits).sort_by("pin_id")
-        ids = pins["pin_id"].to_numpy()
+        ids = np.sort(read_pins(lake, manifest, ["pin_id"], splits)["pin_id"].to_numpy())
         mine = folder / FEATURES_FILE.format(rank=rank)
         if TowerFeatures.load(mine, key) is None:
+            pins = read_pins(lake, manifest, ["pin_id", "picture", "text"], splits).sort_by("pin_id")
             part = pins.take(np.arange(rank, len(ids), world_size))
             said = time.monotonic()
 
