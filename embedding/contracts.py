@@ -49,6 +49,7 @@ class Reason(StrEnum):
     # found while fetching the image
     UNSUPPORTED_SCHEME = "unsupported_scheme"
     INVALID_URI = "invalid_uri"
+    FORBIDDEN_ADDRESS = "forbidden_address"
     MISSING_IMAGE = "missing_image"
     EMPTY_IMAGE = "empty_image"
     TOO_MANY_BYTES = "too_many_bytes"

@@ -1,8 +1,11 @@
 """Reads one image's bytes from where a pin says that it is.
 
 The address comes out of an export, so it is not trusted: only allowed schemes are read, only regular files, only up to a
-size, and no address can name another endpoint or carry credentials. http and https are not read. Nothing is decoded or
-kept here, and nothing is retried beyond what the store's own client does.
+size, and no address can name another endpoint or carry credentials. Nothing is decoded or kept here.
+
+http, https and s3 are read through fsspec (web.py and s3.py beside this file), with timeouts and retries. Local files are
+opened here, since no file system of fsspec's can refuse links, pipes and devices as it opens. The other stores are read through
+pyarrow's clients, which have timeouts and retries of their own.
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ from typing import IO, TYPE_CHECKING
 from urllib.parse import unquote_to_bytes
 
 from embedding.contracts import Reason
-from embedding.encoder.limits import SCHEMES_VARIABLE, ImageLimits, ImageRejected
+from embedding.encoder.limits import S3_SCHEMES, SCHEMES_VARIABLE, WEB_SCHEMES, ImageLimits, ImageRejected
 
 if TYPE_CHECKING:
     from pyarrow.fs import FileSystem
@@ -33,11 +36,12 @@ _KINDS = ((stat.S_ISDIR, "a folder"), (stat.S_ISFIFO, "a named pipe"), (stat.S_I
 def fetch_image(uri: str, limits: ImageLimits) -> bytes:
     """The bytes of the file at `uri`: at least one and at most `limits.max_bytes`.
 
-    Takes `file://` addresses (percent-encoded), absolute paths (taken literally), and `<scheme>://<store>/<key>` (key taken
-    literally) for the other schemes that `limits` allows.
+    Takes `file://` addresses (percent-encoded), absolute paths (taken literally), http and https addresses of hosts that may
+    be read, and `<scheme>://<store>/<key>` (key taken literally) for the other schemes that `limits` allows.
 
-    Raises ImageRejected with UNSUPPORTED_SCHEME, INVALID_URI, MISSING_IMAGE, NOT_AN_IMAGE (a folder, pipe or device),
-    EMPTY_IMAGE, TOO_MANY_BYTES or FETCH_FAILED (anything that the machine or the store would not do).
+    Raises ImageRejected with UNSUPPORTED_SCHEME, INVALID_URI, FORBIDDEN_ADDRESS (a host that is not public), MISSING_IMAGE,
+    NOT_AN_IMAGE (a folder, pipe or device), EMPTY_IMAGE, TOO_MANY_BYTES or FETCH_FAILED (anything that the machine or the
+    store would not do, after all attempts).
     """
     scheme, rest = _split(uri)
     if scheme not in limits.schemes:
@@ -46,12 +50,28 @@ def fetch_image(uri: str, limits: ImageLimits) -> bytes:
             f"{scheme}: images are read from {', '.join(sorted(limits.schemes))} alone ({SCHEMES_VARIABLE}): {uri}",
         )
     try:
-        data = _read_file(_local_path(uri, rest), limits) if scheme == "file" else _read_store(scheme, uri, rest, limits)
+        data = _read(scheme, uri, rest, limits)
     except OSError as error:
         raise ImageRejected(_reason_of(error), f"{error.strerror or error}: {uri}") from error
     if not data:
         raise ImageRejected(Reason.EMPTY_IMAGE, f"the file has no bytes: {uri}")
     return data
+
+
+def _read(scheme: str, uri: str, rest: str, limits: ImageLimits) -> bytes:
+    if scheme == "file":
+        return _read_file(_local_path(uri, rest), limits)
+    # Imported where they are needed: a client for the web takes a second to load.
+    if scheme in WEB_SCHEMES:
+        from embedding.encoder.web import read_web
+
+        return read_web(uri, limits)
+    store, key = _store_and_key(scheme, uri, rest)
+    if scheme in S3_SCHEMES:
+        from embedding.encoder.s3 import read_s3
+
+        return read_s3(store, key, uri, limits)
+    return _read_store(scheme, store, key, uri, limits)
 
 
 def _split(uri: str) -> tuple[str, str]:
@@ -129,16 +149,20 @@ def _read_at_most(file: IO[bytes], size_bytes: int, name: str, limits: ImageLimi
     return data
 
 
-def _read_store(scheme: str, uri: str, rest: str, limits: ImageLimits) -> bytes:
-    from pyarrow.fs import FileType
-
+def _store_and_key(scheme: str, uri: str, rest: str) -> tuple[str, str]:
     store, slash, key = rest.removeprefix("//").partition("/")
     if not rest.startswith("//") or not _STORE.fullmatch(store) or not slash or not key:
         raise ImageRejected(Reason.INVALID_URI, f"not written {scheme}://store/key: {uri}")
     if "@" in store and not scheme.startswith("abfs"):
         raise ImageRejected(Reason.INVALID_URI, f"an address may not carry credentials: {scheme}://{store.split('@')[1]}/{key}")
+    return store, key
+
+
+def _read_store(scheme: str, store: str, key: str, uri: str, limits: ImageLimits) -> bytes:
+    from pyarrow.fs import FileType
+
     try:
-        files, folder = _file_system(scheme, store)
+        files, folder = _file_system(scheme, store, limits.total_timeout_s)
         path = f"{folder.rstrip('/')}/{key}"
         info = files.get_file_info(path)
         if info.type == FileType.NotFound:
@@ -155,13 +179,17 @@ def _read_store(scheme: str, uri: str, rest: str, limits: ImageLimits) -> bytes:
 
 
 @lru_cache(maxsize=64)
-def _file_system(scheme: str, store: str) -> tuple[FileSystem, str]:
-    """The client of a store and the path of its root. Kept, since making one can cost a round trip."""
+def _file_system(scheme: str, store: str, timeout_s: float) -> tuple[FileSystem, str]:
+    """The client of a store and the path of its root. Kept, since making one can cost a round trip.
+
+    timeout_s: how long the client of gs retries, which else has no end. The others cannot be told.
+    """
     from pyarrow.fs import FileSystem, FSSpecHandler, PyFileSystem
 
     if scheme == "memory":
         import fsspec
 
         return PyFileSystem(FSSpecHandler(fsspec.filesystem("memory"))), f"/{store}"
-    files, folder = FileSystem.from_uri(f"{'s3' if scheme == 's3a' else scheme}://{store}/")
+    options = f"?retry_limit_seconds={timeout_s:g}" if scheme in ("gs", "gcs") else ""
+    files, folder = FileSystem.from_uri(f"{scheme}://{store}/{options}")
     return files, folder

@@ -39,6 +39,7 @@ REASONS = {
     Reason.EMPTY_PIN: "neither a picture nor a word",
     Reason.UNSUPPORTED_SCHEME: "the picture's address is of a kind that is not read",
     Reason.INVALID_URI: "the picture's address is no address",
+    Reason.FORBIDDEN_ADDRESS: "the picture's address leads into a private network",
     Reason.MISSING_IMAGE: "there is no file at the picture's address",
     Reason.EMPTY_IMAGE: "the picture's file has no bytes",
     Reason.TOO_MANY_BYTES: "the picture's file is too large",
