@@ -205,11 +205,10 @@ def _neighbours(lake: Lake, release: Release, args: argparse.Namespace) -> list[
             raise UsageError("--text is empty")
         return release.neighbours(encoder.encode_texts([args.text])[0], args.k)
     from embedding.encoder.fetch import fetch_image
-    from embedding.encoder.images import decode_image
     from embedding.encoder.limits import ImageLimits
 
     limits = ImageLimits.from_environment()
-    picture = decode_image(fetch_image(str(args.image.resolve()), limits), limits.max_pixels)
+    picture = encoder.decode(fetch_image(str(args.image.resolve()), limits), limits.max_pixels)
     return release.neighbours(encoder.encode_images(encoder.transform(picture)[None])[0], args.k)
 
 

@@ -63,6 +63,13 @@ class Reason(StrEnum):
     INVALID_VECTOR = "invalid_vector"
 
 
+EMBED_REASONS = frozenset(
+    set(Reason) - {Reason.NULL_ID, Reason.DUPLICATE_ID, Reason.INVALID_TEXT, Reason.TEXT_TOO_LONG, Reason.EMPTY_PIN}
+)
+"""Reasons of pins that landed: their picture or the machine may be mended, and they be tried again. The other rows are at fault
+themselves, and come back with a corrected export."""
+
+
 class Stage(StrEnum):
     """Which step of the night put a row into `quarantine`."""
 

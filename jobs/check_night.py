@@ -21,6 +21,7 @@ from embedding.index.release import ReleaseError
 from embedding.quality.gate import NightCounts, check_counts, check_vectors
 from embedding.tables.exports import ExportError
 from embedding.tables.lake import Lake, Partition, partition_is
+from jobs.lookups import find_rows, wanted_rows
 from jobs.night_rows import one_row, table_versions, vector_facts, write_night
 from jobs.session import EXIT_GATE_FAILED, StepStatistics, arguments, job_encoder, log, read_table, run_program, spark_session
 
@@ -32,12 +33,11 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def count_new(pins_before: DataFrame, usable: DataFrame) -> int:
-    """How many of the day's pins were not alive before it: never seen, or deleted when last seen."""
-    last = (
-        pins_before.join(usable.select("pin_id"), "pin_id", "left_semi")
-        .groupBy("pin_id")
-        .agg(F.max_by("deleted", "ds").alias("deleted"))
-    )
+    """How many of the day's pins were not alive before it: never seen, or deleted when last seen.
+
+    pins_before: (pin_id, ds, deleted) of earlier days, at least of the day's pins.
+    """
+    last = pins_before.groupBy("pin_id").agg(F.max_by("deleted", "ds").alias("deleted"))
     return usable.join(last.where(~F.col("deleted")), "pin_id", "left_anti").count()
 
 
@@ -45,8 +45,9 @@ def count_night(spark: SparkSession, lake: Lake, ds: str, version: str, run_id: 
     pins = lake.open(PINS)
     day = read_table(spark, pins, ["pin_id", "deleted"], partition_is(ds=ds)).persist()
     of_day = one_row(day.agg(F.count_if("deleted").alias("deleted"), F.count_if(~F.col("deleted")).alias("usable")))
-    before = read_table(spark, pins, ["pin_id", "deleted", "ds"], lambda partition: str(partition["ds"]) < ds)
     usable = day.where(~F.col("deleted"))
+    earlier, of_the_day = (lambda partition: str(partition["ds"]) < ds), wanted_rows(usable, "pin_id")
+    before = find_rows(spark, pins, ["pin_id", "deleted", "ds"], earlier, of_the_day)
     columns = ["pin_id", "content_sha256", "encoded_by"]
     vectors = read_table(spark, lake.open(PIN_EMBEDDINGS), columns, partition_is(ds=ds, embedding_version=version))
     totals = one_row(

@@ -5,6 +5,8 @@
 3. Known contents give their vector. Each unknown one is decoded and encoded once, however many pins show it.
    (docs/decisions/0004-hash-before-decode.md)
 4. Executors stage both tables' files; the driver commits `quarantine`, then `pin_embeddings`, whose commit is the night.
+
+Step 3's encoding is a stage of its own, the only one that asks for GPUs (jobs/resources.py).
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -28,7 +30,11 @@ from embedding.encoder.limits import ImageLimits
 from embedding.encoder.store import worker_encoder
 from embedding.tables.lake import Lake, Replacement, partition_is, partition_version, replace_in_order
 from embedding.tables.staging import StagedFile, Stager
-from jobs.session import ArrowRows, contract_partition, log, map_arrow, read_table, stage, task_threads, with_columns
+from jobs.lookups import find_rows, wanted_rows
+from jobs.resources import encode_profile, task_cores, task_device
+from jobs.retries import Retry
+from jobs.session import ArrowRows, contract_partition, log, log_in_worker, map_arrow, read_table, stage, with_columns
+from jobs.settled import KEY, read_settled, split_settled
 
 CONTENTS_A_TASK = 20_000
 """A task's share of a large night: some minutes of a GPU, so that a lost executor costs little."""
@@ -38,6 +44,7 @@ CONTENTS_A_TASK = 20_000
 class DayJob:
     """What is to be embedded, under which version of the lake's encoders, and which run asks.
 
+    retry: Which of the wanted pins are encoded again though they are in quarantine.
     only: The pins (`pin_id`, `source_sha256`) of the day that are wanted; None for all. Of the others, what is settled stays.
     """
 
@@ -45,21 +52,8 @@ class DayJob:
     version: str
     run_id: str
     batch_size: int = 32
-    retry_quarantined: bool = False
+    retry: Retry = field(default_factory=Retry)
     only: DataFrame | None = None
-
-
-def read_settled(spark: SparkSession, lake: Lake, version: str, ds: str, *, with_quarantine: bool) -> DataFrame:
-    """What earlier runs of this day have settled under this version."""
-    columns = [n for n in SETTLED.names if n in PIN_EMBEDDINGS.schema.names]
-    vectors = read_table(spark, lake.open(PIN_EMBEDDINGS), columns, partition_is(ds=ds, embedding_version=version))
-    settled = vectors.withColumns({n: F.lit(None).cast("string") for n in ("reason", "detail", "image_uri")})
-    if with_quarantine:
-        columns = [n for n in SETTLED.names if n in QUARANTINE.schema.names]
-        where = partition_is(ds=ds, embedding_version=version, stage=Stage.EMBED)
-        bad = read_table(spark, lake.open(QUARANTINE), columns, where)
-        settled = settled.unionByName(bad, allowMissingColumns=True)
-    return settled.select(SETTLED.names)
 
 
 def read_day(spark: SparkSession, lake: Lake, ds: str) -> DataFrame:
@@ -89,22 +83,20 @@ def encode_contents(unknown: DataFrame, lake: Lake, job: DayJob, limits: ImageLi
     version, run_id, batch_size = job.version, job.run_id, job.batch_size
 
     def run(batches: ArrowRows) -> ArrowRows:
-        config = worker_encoder(lake, version)
-        return encode_batches(batches, config, run_id, batch_size=batch_size, threads=task_threads(), limits=limits)
+        config, device, cores = worker_encoder(lake, version), task_device(), task_cores()
+        log_in_worker("%s: encodes on %s with %d cores", version, device, cores)
+        return encode_batches(batches, config, run_id, batch_size=batch_size, device=device, cores=cores, limits=limits)
 
-    return map_arrow(unknown, run, SETTLED)
+    return map_arrow(unknown, run, SETTLED, encode_profile(unknown.sparkSession))
 
 
 def reuse_vectors(spark: SparkSession, lake: Lake, version: str, hashed: DataFrame, run_id: str) -> DataFrame:
     """Outcomes of the pins whose content has a vector under this version already, whichever pin and day it came from."""
     columns = ["content_sha256", "embedding", "has_image", "has_text", "encoded_by"]
-    known = read_table(spark, lake.open(PIN_EMBEDDINGS), columns, partition_is(embedding_version=version))
-    wanted = F.broadcast(hashed.select("content_sha256").distinct())
-    one_each = (
-        known.join(wanted, "content_sha256", "left_semi")
-        .groupBy("content_sha256")
-        .agg(*[F.first(name).alias(name) for name in columns[1:]])
-    )
+    # The history is looked through for hashes; vectors are read where one is found, and only found rows leave a task.
+    wanted = wanted_rows(hashed.where(F.col("reason").isNull()), "content_sha256", once=True)
+    known = find_rows(spark, lake.open(PIN_EMBEDDINGS), columns, partition_is(embedding_version=version), wanted)
+    one_each = known.groupBy("content_sha256").agg(*[F.first(name).alias(name) for name in columns[1:]])
     outcomes = hashed.where(F.col("reason").isNull()).join(one_each, "content_sha256", "inner")
     return outcomes.withColumn("run_id", F.lit(run_id)).select(SETTLED.names)
 
@@ -158,30 +150,34 @@ def embed_day(spark: SparkSession, lake: Lake, job: DayJob) -> dict[str, float]:
     contracts = (QUARANTINE, PIN_EMBEDDINGS)
     partitions = {c.name: contract_partition(c, ds=job.ds, embedding_version=job.version, stage=Stage.EMBED) for c in contracts}
     seen = {c.name: partition_version(lake.open(c), partitions[c.name]) for c in contracts}
-    key = ["pin_id", "source_sha256"]
     with kept_frames() as keep:
         day = keep(read_day(spark, lake, job.ds))
-        wanted = day if job.only is None else day.join(job.only, key, "left_semi")
-        settled = read_settled(spark, lake, job.version, job.ds, with_quarantine=not job.retry_quarantined)
-        kept = settled.join(day.select(*key), key, "left_semi").select(SETTLED.names)
+        wanted = day if job.only is None else day.join(job.only, KEY, "left_semi")
+        settled = split_settled(read_settled(spark, lake, job.version, job.ds), day, wanted, job.retry)
+        kept = settled.kept
         work = keep(wanted.join(kept.select("pin_id"), "pin_id", "left_anti"))
-        stale = read_settled(spark, lake, job.version, job.ds, with_quarantine=True).join(day.select(*key), key, "left_anti")
-        if work.select("pin_id").unionByName(stale.select("pin_id")).isEmpty():
+        if work.select("pin_id").unionByName(settled.stale.select("pin_id")).isEmpty():
             log.info("every pin of %s is settled under %s: nothing to do", job.ds, job.version)
             return {}
         limits = ImageLimits.from_environment()
         tasks = spark.sparkContext.defaultParallelism
-        hashed = keep(hash_contents(work.repartition(tasks), limits))
+        hashed = keep(hash_contents(work.repartition(tasks, "pin_id"), limits))
         reused = keep(reuse_vectors(spark, lake, job.version, hashed, job.run_id))
         unknown = keep(group_unknown(hashed, reused))
         contents = unknown.count()
-        shared_out = unknown.repartition(max(tasks, contents // CONTENTS_A_TASK))
-        encoded = encode_contents(shared_out, lake, job, limits)
+        # By key: rows dealt out in turn would go elsewhere when a lost executor's are computed again, and be lost or doubled.
+        shared_out = unknown.repartition(max(tasks, contents // CONTENTS_A_TASK), "content_sha256")
         unreadable = hashed.where(F.col("reason").isNotNull()).withColumn("run_id", F.lit(job.run_id))
-        outcomes = encoded.unionByName(reused).unionByName(kept).unionByName(unreadable.drop("text"), allowMissingColumns=True)
+        others = reused.unionByName(kept).unionByName(unreadable.drop("text"), allowMissingColumns=True)
+        write = partial(stage_outcomes, lake, job.ds, job.version)
         started = time.monotonic()
-        staged = stage(outcomes.select(SETTLED.names), partial(stage_outcomes, lake, job.ds, job.version))
+        staged = stage(encode_contents(shared_out, lake, job, limits), write) if contents else {}
         encode_s = round(time.monotonic() - started, 3)
+        for table, files in stage(others.select(SETTLED.names).coalesce(tasks), write).items():
+            staged.setdefault(table, []).extend(files)
+        found, expected = sum(f.num_rows for files in staged.values() for f in files), kept.count() + work.count()
+        if found != expected:
+            raise RuntimeError(f"{job.ds}: {expected} pins went in and {found} came out; nothing was committed")
         changes = [Replacement(c, partitions[c.name], staged.get(c.name, []), seen[c.name]) for c in contracts]
         replace_in_order(lake, changes, run_id=job.run_id)
         return {"contents": contents, "encode_s": encode_s}

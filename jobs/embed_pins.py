@@ -12,12 +12,14 @@ from embedding.encoder.config import ConfigError
 from embedding.index.release import ReleaseError
 from embedding.tables.lake import DayChangedError, Lake
 from jobs.embed_day import DayJob, embed_day
+from jobs.resources import ResourcesError
+from jobs.retries import add_retry_arguments, retry_of
 from jobs.session import StepStatistics, arguments, job_encoder, log, run_program, spark_session, until_settled
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = arguments(__doc__, encoder=True)
-    parser.add_argument("--retry-quarantined", action="store_true", help="try this day's quarantined pins again")
+    add_retry_arguments(parser)
     parser.add_argument("--batch-size", type=int, default=32, help="images a forward pass")
     return parser.parse_args(argv)
 
@@ -28,11 +30,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     version = job_encoder(lake, args.encoder).version
     statistics = StepStatistics(lake, args.ds, args.run_id, f"embed-{version}")
     spark = spark_session(f"embed {args.ds}")
-    job = DayJob(args.ds, version, args.run_id, args.batch_size, args.retry_quarantined)
+    job = DayJob(args.ds, version, args.run_id, args.batch_size, retry_of(args))
     log.info("%s under %s", args.ds, version)
     until_settled(lambda: statistics.values.update(embed_day(spark, lake, job)))
     statistics.write()
 
 
 if __name__ == "__main__":
-    run_program(main, ConfigError, DayChangedError, ReleaseError)
+    run_program(main, ConfigError, DayChangedError, ReleaseError, ResourcesError)

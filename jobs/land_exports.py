@@ -156,13 +156,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
     lake = Lake(args.home)
     statistics = StepStatistics(lake, args.ds, args.run_id, "land")
-    files = find_export(args.exports or f"{lake.home}/exports", args.ds)
+    exports = args.exports or f"{lake.home}/exports"
+    find_export(exports, args.ds)  # an absent one is told before Spark starts
     lake.create_all()
     spark = spark_session(f"land {args.ds}")
-    hashes = hash_files(spark, files)
-    statistics.values["export_pin_rows"] = sum(file.num_rows for file in files if file.entity == "pins")
 
     def land() -> None:
+        # Looked for anew at each look: the run that was faster may have landed a newer export than ours was.
+        files = find_export(exports, args.ds)
+        hashes = hash_files(spark, files)
+        statistics.values["export_pin_rows"] = sum(file.num_rows for file in files if file.entity == "pins")
         if already_landed(spark, lake, args.ds, hashes):
             log.info("%s has landed already, from this very export", args.ds)
         else:

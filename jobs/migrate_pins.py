@@ -31,6 +31,8 @@ from embedding.tables.nights import passed_days
 from jobs.current import ROW_KEY, CurrentState, current_state, latest_pins, settled_rows
 from jobs.embed_day import DayJob, embed_day, kept_frames
 from jobs.night_rows import one_row, table_versions, vector_facts, write_night
+from jobs.resources import ResourcesError
+from jobs.retries import add_retry_arguments, retry_of
 from jobs.session import EXIT_GATE_FAILED, arguments, job_encoder, log, run_program, spark_session, until_settled
 
 
@@ -39,7 +41,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--to", default=CANDIDATE, help="embedding version of the lake, candidate (the default), or live")
     parser.add_argument("--slice", type=int, default=0, help="which share of the days, from 0")
     parser.add_argument("--of", type=int, default=1, help="number of shares")
-    parser.add_argument("--retry-quarantined", action="store_true", help="try the version's quarantined pins again")
+    add_retry_arguments(parser)
     parser.add_argument("--batch-size", type=int, default=32, help="images a forward pass")
     parser.add_argument(
         "--min-coverage", type=float, default=0.9, help="least share of a day's pins with a vector under the live version"
@@ -75,8 +77,7 @@ class Migration:
 def open_days(spark: SparkSession, migration: Migration, days: Sequence[str]) -> list[str]:
     """The days that have pins left to settle, or have not passed. Reads ids and hashes, a row a day reaches the driver."""
     settled = migration.settled(spark, migration.version)
-    if migration.args.retry_quarantined:
-        settled = settled.where(F.col("reason").isNull())
+    settled = settled.where(~retry_of(migration.args).chosen())
     left = migration.living.join(settled, ROW_KEY, "left_anti").groupBy("ds").agg(F.count("*").alias("pins"))
     pins = {row.ds: row.pins for row in left.collect()}
     passed = set(passed_days(migration.lake, migration.version))
@@ -89,7 +90,7 @@ def migrate_day(spark: SparkSession, migration: Migration, ds: str) -> list[str]
     """Embeds, checks and records one day; returns what the check found wrong."""
     lake, args, started = migration.lake, migration.args, time.monotonic()
     only = migration.living.where(F.col("ds") == ds).drop("ds")
-    job = DayJob(ds, migration.version, args.run_id, args.batch_size, args.retry_quarantined, only)
+    job = DayJob(ds, migration.version, args.run_id, args.batch_size, retry_of(args), only)
     statistics: dict[str, float] = {}
     until_settled(lambda: statistics.update(embed_day(spark, lake, job)))
     then, now = (lake.open(PINS, version) for version in (migration.live.pins_version, None))
@@ -170,4 +171,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    run_program(main, ConfigError, DayChangedError, ReleaseError)
+    run_program(main, ConfigError, DayChangedError, ReleaseError, ResourcesError)

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 import pyarrow as pa
 from deltalake import DeltaTable
-from pyspark import TaskContext
+from pyspark.resource import ResourceProfile
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql.pandas.types import from_arrow_schema
 from pyspark.sql.types import StructType
@@ -118,8 +118,11 @@ def map_items(
     return map_arrow(spark.range(0, len(items), 1, slices), run, schema)
 
 
-def map_arrow(frame: DataFrame, function: Callable[[ArrowRows], ArrowRows], schema: pa.Schema) -> DataFrame:
-    return frame.mapInArrow(function, spark_schema(schema))
+def map_arrow(
+    frame: DataFrame, function: Callable[[ArrowRows], ArrowRows], schema: pa.Schema, profile: ResourceProfile | None = None
+) -> DataFrame:
+    """`function` over each partition's batches; in a stage that asks for the resources of `profile`, where there is one."""
+    return frame.mapInArrow(function, spark_schema(schema), profile=profile)
 
 
 def read_table(
@@ -143,10 +146,11 @@ def stage(frame: DataFrame, function: Callable[[ArrowRows], Iterable[StagedFile]
     return by_table
 
 
-def task_threads() -> int:
-    """How many threads this task may use: the cores that Spark gave it."""
-    context = TaskContext.get()
-    return int(context.cpus()) if context else 1
+def log_in_worker(message: str, *values: object) -> None:
+    """A line in the log of the executor whose task calls this: its Python processes have no logging of their own."""
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
+    log.setLevel(logging.INFO)
+    log.info(message, *values)
 
 
 def until_settled(step: Callable[[], None], attempts: int = 3) -> None:

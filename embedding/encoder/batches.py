@@ -18,6 +18,9 @@ from embedding.encoder.stream import EncodeItem, EncodeResult, encode_stream, ha
 HASH_THREADS = 4
 """Reading waits for disks and networks, not for the processor."""
 
+GPU_FETCH_THREADS = 32
+"""A GPU reads a thousand pictures a second; from an object store each is some 30 ms away."""
+
 OUTCOMES_A_BATCH = 1_024
 
 SETTLED = pa.schema(
@@ -59,13 +62,14 @@ def encode_batches(
     run_id: str,
     *,
     batch_size: int,
-    threads: int,
+    device: str,
+    cores: int,
     limits: ImageLimits,
 ) -> Iterator[pa.RecordBatch]:
     """From contents to SETTLED: each content is encoded once, and gives an outcome for every pin that shows it.
 
-    Contents have content_sha256, image_uri, text and `pins`, a list of (pin_id, source_sha256, image_uri). The forward pass
-    takes `threads` threads; decoding takes one more beside it.
+    Contents have content_sha256, image_uri, text and `pins`, a list of (pin_id, source_sha256, image_uri). `device` ("cpu",
+    "cuda:1") is the forward pass's, `cores` what it (on a CPU) and decoding may take of the processor.
     """
     from embedding.encoder.cache import shared_encoder
 
@@ -77,9 +81,14 @@ def encode_batches(
             waiting[number] = row
             yield EncodeItem(number, row["image_uri"], row["text"], row["content_sha256"])
 
-    encoder = shared_encoder(config, threads=threads)
+    encoder = shared_encoder(config, device, cores)
+    on_cpu = encoder.device.type == "cpu"
+    threads = cores + (HASH_THREADS if on_cpu else GPU_FETCH_THREADS)
     outcomes: list[dict[str, Any]] = []
-    for result in encode_stream(encoder, items(), batch_size=batch_size, decode_threads=threads + 1, limits=limits):
+    results = encode_stream(
+        encoder, items(), batch_size=batch_size, threads=threads, cores=cores, forward_on_cores=on_cpu, limits=limits
+    )
+    for result in results:
         outcomes += _outcomes(waiting.pop(result.key), result, run_id)
         if len(outcomes) >= OUTCOMES_A_BATCH:
             yield pa.RecordBatch.from_pylist(outcomes, schema=SETTLED)

@@ -92,6 +92,9 @@ class EncoderConfig:
     """An encoder, with all its files found. Made by `load_config`.
 
     model: open_clip's model config (embed_dim, vision_cfg, text_cfg), names of files in it made absolute paths.
+    precision: the least one. bf16 weights and activations are used where the device computes them natively, fp32 elsewhere.
+    jpeg_decoding: "scaled" decodes a JPEG no larger than the image tower has use for, "exact" decodes it whole, as open_clip
+    does.
     context_length: tokens of text that are read; the rest is cut.
     """
 
@@ -101,6 +104,7 @@ class EncoderConfig:
     preprocess: Preprocess
     fusion: Fusion | LearnedFusion
     precision: Literal["fp32", "bf16"]
+    jpeg_decoding: Literal["exact", "scaled"]
     context_length: int
     source: Path
 
@@ -158,6 +162,8 @@ def embedding_version(config: EncoderConfig) -> EmbeddingVersion:
         "precision": config.precision,
         "context_length": config.context_length,
     }
+    if config.jpeg_decoding != "exact":  # left out otherwise, as it was before there was a choice: those versions stay valid
+        description["jpeg_decoding"] = config.jpeg_decoding
     canonical = json.dumps(description, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     return EmbeddingVersion(config.name, hashlib.sha256(canonical.encode()).hexdigest()[:12])
 
@@ -179,6 +185,9 @@ def _parse(raw: object, path: Path, absent: Collection[Path]) -> EncoderConfig:
     precision = top.get("precision", "fp32")
     if precision not in ("fp32", "bf16"):
         raise ConfigError(f"precision: {precision!r} is neither fp32 nor bf16")
+    jpeg_decoding = top.get("jpeg_decoding", "exact")
+    if jpeg_decoding not in ("exact", "scaled"):
+        raise ConfigError(f"jpeg_decoding: {jpeg_decoding!r} is neither exact nor scaled")
     model = _parse_model(top["model"], path.parent)
     context_length = top.get("context_length", model["text_cfg"].get("context_length", 77))
     if type(context_length) is not int or context_length < 1:
@@ -191,12 +200,13 @@ def _parse(raw: object, path: Path, absent: Collection[Path]) -> EncoderConfig:
         preprocess=_parse_preprocess(top.get("preprocess", {})),
         fusion=_parse_fusion(top.get("fusion", {})),
         precision=precision,
+        jpeg_decoding=jpeg_decoding,
         context_length=context_length,
         source=path,
     )
 
 
-_OPTIONAL = {"about", "preprocess", "fusion", "precision", "context_length"}
+_OPTIONAL = {"about", "preprocess", "fusion", "precision", "jpeg_decoding", "context_length"}
 
 
 def _parse_name(name: object) -> str:

@@ -127,7 +127,11 @@ def project(encoder: PinEncoder, features: TowerFeatures, projections: Projectio
 
 def _projected(model: nn.Module, projection: str | None, features_NF: Floats, has_N: Flags) -> Tensor:
     given_NF = torch.from_numpy(features_NF)
-    projected = given_NF if projection is None else model.get_submodule(projection)(given_NF)
+    if projection is None:
+        projected = given_NF
+    else:
+        layer = model.get_submodule(projection)
+        projected = layer(given_NF.to(next(layer.parameters()).dtype))
     return nn.functional.normalize(projected.float(), dim=-1) * torch.from_numpy(has_N)[:, None]
 
 

@@ -1,14 +1,16 @@
 """Turns the bytes of an untrusted picture into RGB pixels.
 
 One file format list, one pixel limit, one way from every colour mode to RGB. Nothing is resized or normalised here (the
-encoder's transform does that), no colour profile is applied, and no file is read. Safe to call from many threads: it
-changes no setting of Pillow.
+encoder's transform does that), but that a JPEG may be decoded at a half, a quarter or an eighth of its size; no colour profile
+is applied, and no file is read. Safe to call from many threads: it changes no setting of Pillow.
 """
 
 from __future__ import annotations
 
 import io
+import math
 import warnings
+from collections.abc import Callable
 
 import numpy as np
 
@@ -17,7 +19,7 @@ from PIL import (
     BmpImagePlugin,  # noqa: F401
     GifImagePlugin,  # noqa: F401
     Image,
-    JpegImagePlugin,  # noqa: F401
+    JpegImagePlugin,
     PngImagePlugin,  # noqa: F401
     TiffImagePlugin,  # noqa: F401
     UnidentifiedImageError,
@@ -46,17 +48,28 @@ warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
 
-def decode_image(data: bytes, max_pixels: int) -> Image.Image:
+LeastScale = Callable[[int, int], float]
+"""By a picture's width and height: the factor by which its sides may shrink at most; 1 or more for not at all."""
+
+
+def decode_image(data: bytes, max_pixels: int, least_scale: LeastScale | None = None) -> Image.Image:
     """The picture as a person would see it: upright, mode RGB, transparency on white, the first frame of an animation.
 
     16-bit samples keep their upper 8 bits. `max_pixels` bounds width times height, and is checked on the header before any
     pixel is decoded. One below 178,956,970 (Pillow's own limit) is expected.
+
+    With `least_scale` a JPEG comes out at the smallest of 1/8, 1/4, 1/2 or 1 of its size that is no less than that: libjpeg
+    then computes fewer coefficients, and what follows has fewer pixels to read. It is a box filter where a resize from the
+    full size is finer; how much that moves vectors is measured by benchmarks/shortcuts.py.
 
     Raises ImageRejected with NOT_AN_IMAGE, TRUNCATED_IMAGE, TOO_MANY_PIXELS or DECODE_FAILED, whatever is in `data`.
     """
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             _check_pixels(image.size, max_pixels)
+            if least_scale is not None and isinstance(image, JpegImagePlugin.JpegImageFile):
+                scale = min(1.0, least_scale(*image.size))
+                image.draft(image.mode, (math.ceil(image.width * scale), math.ceil(image.height * scale)))
             image.load()
             # Again: a few formats learn their size only while decoding.
             _check_pixels(image.size, max_pixels)

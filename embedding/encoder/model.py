@@ -1,32 +1,32 @@
 """The encoder itself: batches of pictures and texts in, unit vectors out.
 
-Builds an open_clip model from an `EncoderConfig`, fills every parameter of it from local files, and runs it. It fetches and
-decodes nothing (see `stream`), trains nothing, and asks no hub for anything.
+Builds an open_clip model from an `EncoderConfig`, fills every parameter of it from local files, and runs it. It fetches
+nothing (see `stream`), trains nothing, and asks no hub for anything.
 
 Shape suffixes: N pins, D dimensions, H and W pixels, L tokens. Vectors are float32 and L2-normalised.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from open_clip import CLIP, CustomTextCLIP
-from open_clip.tokenizer import HFTokenizer, SimpleTokenizer
+from open_clip.tokenizer import HFTokenizer
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
 from torch import Tensor, nn
 
 from embedding.contracts import EmbeddingVersion
-from embedding.encoder.config import ConfigError, EncoderConfig, LearnedFusion, WeightsFile, embedding_version
+from embedding.encoder.building import build_model, load_weights, make_tokenizer
+from embedding.encoder.config import EncoderConfig, LearnedFusion, embedding_version
 from embedding.encoder.folding import fold_batch_norms
-from embedding.encoder.fusion import FusionHead
-from embedding.encoder.layouts import LAYOUT_NAMES
+from embedding.encoder.images import decode_image
+from embedding.encoder.precision import computes_bf16, to_bf16, weight_type
 
 Vectors = npt.NDArray[np.float32]
 
@@ -40,19 +40,41 @@ CPU_IMAGES_A_PASS = 8
 CPU_TEXTS_A_PASS = 8
 """On a CPU padding costs as much as text: few texts a pass, of like length, are quickest."""
 
+SCALED_MARGIN = 2
+"""A scaled JPEG is decoded to at least so many times the image tower's side, so that the resize that follows still filters.
+Without the margin a tenth of a picture's neighbours change; with it one or two in a hundred (benchmarks/shortcuts.py)."""
+
 _CHARS_A_TOKEN = 32  # more than any tokenizer here averages; open_clip's takes quadratic time over one long word
 _MAX_CACHED_WORDS = 200_000
 
 
+@dataclass(frozen=True, eq=False)
+class PinBatch:
+    """N pins as the towers' input, on the encoder's device. Made by `PinEncoder.collate`.
+
+    pixels_N3HW: of the pins `with_image`, or None where there is none of these. texts: passes of pins' numbers and their tokens
+    (M, L), together the pins with text. Numbers are from 0 to N - 1.
+    """
+
+    count: int
+    with_image: list[int]
+    pixels_N3HW: Tensor | None  # noqa: N815 - a shape suffix
+    texts: list[tuple[list[int], Tensor]]
+
+
 class PinEncoder:
-    """One encoder on one device. Not for concurrent forward passes; `transform` may be called from any thread."""
+    """One encoder on one device. Not for concurrent forward passes; `decode`, `transform` and `collate` may be called from any
+    thread while one runs."""
 
     def __init__(self, config: EncoderConfig, version: EmbeddingVersion, model: nn.Module, device: torch.device) -> None:
         self.config = config
         self.version = version
         self.model = model
         self.device = device
-        self._tokenizer = _make_tokenizer(config)
+        self._tokenizer = make_tokenizer(config)
+        self._type = weight_type(model)
+        # Copies to a GPU in a stream of their own run while the forward pass of the batch before does.
+        self._copies = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
         cfg = PreprocessCfg(**asdict(config.preprocess))
         self._transform = cast(Callable[[Image.Image], Tensor], image_transform_v2(cfg, is_train=False))
 
@@ -68,8 +90,11 @@ class PinEncoder:
         model = build_model(config)
         load_weights(model, config)
         encoder = cls.of_model(config, embedding_version(config), model, device, threads)
-        encoder.model = fold_batch_norms(encoder.model, encoder._example_vectors)
-        return encoder
+        # Batch norms are folded in fp32: in bf16 their products would be rounded a second time.
+        folded = fold_batch_norms(encoder.model, encoder._example_vectors)
+        if config.precision == "bf16" and computes_bf16(encoder.device):
+            folded = to_bf16(folded)
+        return cls(config, encoder.version, folded, encoder.device)
 
     @classmethod
     def of_model(
@@ -96,6 +121,17 @@ class PinEncoder:
     def dim(self) -> int:
         """D, the number of a vector's dimensions."""
         return self.config.dim
+
+    def decode(self, data: bytes, max_pixels: int) -> Image.Image:
+        """A file's bytes as the RGB picture that `transform` takes: `decode_image`, at the scale that the config asks for."""
+        exact = self.config.jpeg_decoding == "exact"
+        return decode_image(data, max_pixels, None if exact else self._least_scale)
+
+    def _least_scale(self, width: int, height: int) -> float:
+        size = self.config.preprocess.size
+        side = size if isinstance(size, int) else max(size)
+        fitted = max(width, height) if self.config.preprocess.resize_mode == "longest" else min(width, height)
+        return SCALED_MARGIN * side / fitted
 
     def transform(self, image: Image.Image) -> Tensor:
         """An RGB picture as the image tower's input: float32 [3, H, W], resized and normalised as the config says."""
@@ -132,7 +168,8 @@ class PinEncoder:
 
     def _on_device(self, pixels_N3HW: Tensor) -> Tensor:
         # Channels last is the layout in which convolutions are quickest, on CPUs and GPUs alike.
-        return pixels_N3HW.to(self.device, non_blocking=True).contiguous(memory_format=torch.channels_last)
+        pixels_N3HW = pixels_N3HW.to(self.device, non_blocking=True)
+        return pixels_N3HW.to(self._type).contiguous(memory_format=torch.channels_last)
 
     def encode_texts(self, texts: Sequence[str]) -> Vectors:
         """Unit vectors [N, D] of texts, each read up to the config's `context_length` tokens."""
@@ -144,35 +181,65 @@ class PinEncoder:
 
     def text_vectors(self, texts: Sequence[str]) -> Tensor:
         """What the text tower says: unit vectors [N, E], on the CPU."""
+        return self._vectors_of_tokens(self._token_passes(texts, range(len(texts))), len(texts))
+
+    def _token_passes(self, texts: Sequence[str], rows: Sequence[int]) -> list[tuple[list[int], Tensor]]:
+        """Of the texts that `rows` name: the rows of each pass, and their tokens."""
         # Texts of like length together: one long description would have all others padded to its length.
-        order = np.argsort([len(text) for text in texts], kind="stable")
-        size = CPU_TEXTS_A_PASS if self.device.type == "cpu" else len(texts)
-        vectors_NE = torch.empty((len(texts), self.config.width), dtype=torch.float32)
+        order = sorted(rows, key=lambda row: len(texts[row]))
+        size = CPU_TEXTS_A_PASS if self.device.type == "cpu" else max(len(order), 1)
+        passes = (order[start : start + size] for start in range(0, len(order), size))
+        return [(some, self._moved(self.tokens([texts[row] for row in some]))) for some in passes]
+
+    def _vectors_of_tokens(self, passes: Sequence[tuple[list[int], Tensor]], count: int) -> Tensor:
+        """Unit vectors [count, E], on the CPU: zeros for the rows that no pass names."""
+        vectors_NE = torch.zeros((count, self.config.width), dtype=torch.float32)
         with torch.inference_mode(), self._autocast():
-            for rows in (order[start : start + size] for start in range(0, len(order), size)):
-                tokens_NL = self.tokens([texts[row] for row in rows]).to(self.device)
-                vectors_NE[torch.from_numpy(rows)] = cast(Any, self.model).encode_text(tokens_NL).float().cpu()
+            for rows, tokens_ML in passes:
+                vectors_NE[rows] = cast(Any, self.model).encode_text(self._on_compute_stream(tokens_ML)).float().cpu()
         return nn.functional.normalize(vectors_NE, dim=-1)
+
+    def _moved(self, tensor: Tensor) -> Tensor:
+        """The tensor on the encoder's device. Waits for the copy, but not for what the device computes meanwhile."""
+        if self._copies is None:
+            return tensor
+        with torch.cuda.stream(self._copies):
+            moved = tensor.pin_memory().to(self.device, non_blocking=True)
+        self._copies.synchronize()
+        return moved
+
+    def _on_compute_stream(self, moved: Tensor) -> Tensor:
+        if moved.is_cuda:  # made in the stream of copies: its memory must not be given away before the forward pass has read it
+            moved.record_stream(torch.cuda.current_stream(self.device))
+        return moved.to(self.device)
 
     def encode_pins(self, pixels: Sequence[Tensor | None], texts: Sequence[str]) -> Vectors:
         """Unit vectors [N, D] of pins, each from its picture ([3, H, W] or None), its text ("" for none), or both fused.
 
         Raises ValueError for a pin that has neither.
         """
+        return self.encode_batch(self.collate(pixels, texts))
+
+    def collate(self, pixels: Sequence[Tensor | None], texts: Sequence[str]) -> PinBatch:
+        """Pins as one batch on the encoder's device. Arguments and errors are those of `encode_pins`."""
         if len(pixels) != len(texts):
             raise ValueError(f"{len(pixels)} pictures for {len(texts)} texts")
         with_image = [i for i, pixel in enumerate(pixels) if pixel is not None]
         with_text = [i for i, text in enumerate(texts) if text]
         if empty := sorted(set(range(len(texts))) - set(with_image) - set(with_text)):
             raise ValueError(f"pins {empty[:5]} of this batch have neither picture nor text")
-        images = torch.zeros((len(texts), self.config.width))
-        words = torch.zeros((len(texts), self.config.width))
-        if with_image:
-            images[with_image] = self.image_vectors(torch.stack([p for p in pixels if p is not None]))
-        if with_text:
-            words[with_text] = self.text_vectors([texts[i] for i in with_text])
-        numbers = torch.arange(len(texts))
-        image_N, text_N = (torch.isin(numbers, torch.tensor(rows, dtype=torch.long)) for rows in (with_image, with_text))
+        stacked = self._moved(torch.stack([p for p in pixels if p is not None])) if with_image else None
+        return PinBatch(len(texts), with_image, stacked, self._token_passes(texts, with_text))
+
+    def encode_batch(self, batch: PinBatch) -> Vectors:
+        """Unit vectors [N, D] of a batch's pins."""
+        images = torch.zeros((batch.count, self.config.width))
+        if batch.pixels_N3HW is not None:
+            images[batch.with_image] = self.image_vectors(self._on_compute_stream(batch.pixels_N3HW))
+        words = self._vectors_of_tokens(batch.texts, batch.count)
+        numbers = torch.arange(batch.count)
+        with_text = [row for rows, _ in batch.texts for row in rows]
+        image_N, text_N = (torch.isin(numbers, torch.tensor(r, dtype=torch.long)) for r in (batch.with_image, with_text))
         return self.combine(images, words, image_N, text_N)
 
     def combine(self, image_NE: Tensor, text_NE: Tensor, has_image_N: Tensor, has_text_N: Tensor) -> Vectors:
@@ -186,7 +253,9 @@ class PinEncoder:
         return _unit(torch.where(alone_N1, image_NE + text_NE, weighted).numpy())
 
     def _autocast(self) -> AbstractContextManager[Any]:
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16")
+        # Weights that are in bf16 need none; those of a model in training stay in fp32.
+        wanted = self.config.precision == "bf16" and self._type == torch.float32 and computes_bf16(self.device)
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=wanted)
 
     def tokens(self, texts: Sequence[str]) -> Tensor:
         """Token ids [N, L]. L is the longest text's where the tower masks the padding, so that no vector depends on it."""
@@ -201,92 +270,6 @@ class PinEncoder:
         if len(self._tokenizer.cache) > _MAX_CACHED_WORDS:  # it keeps every word that it ever saw
             self._tokenizer.cache.clear()
         return tokens_NL
-
-
-def build_model(config: EncoderConfig) -> nn.Module:
-    """The open_clip model of `config`, on the CPU, with random weights. Raises ConfigError for an architecture that is none."""
-    model = {**config.model, "vision_cfg": dict(config.model["vision_cfg"]), "text_cfg": dict(config.model["text_cfg"])}
-    model["vision_cfg"]["timm_model_pretrained"] = False
-    model["text_cfg"]["hf_model_pretrained"] = False
-    custom_text = model.pop("custom_text", False) or bool(model["text_cfg"].get("hf_model_name"))
-    try:
-        built = cast(nn.Module, (CustomTextCLIP if custom_text else CLIP)(**model))
-    except (TypeError, ValueError, RuntimeError, AssertionError, OSError) as error:
-        raise ConfigError(f"{config.source}: model: open_clip cannot build it: {error}") from error
-    if isinstance(config.fusion, LearnedFusion):
-        built.add_module("fusion", FusionHead(config.width, config.fusion.dim, config.fusion.hidden))
-    return built
-
-
-def load_weights(model: nn.Module, config: EncoderConfig, untrained: Collection[str] = ()) -> None:
-    """Fills `model` from the files of `config`: every tensor of it exactly once, and nothing else.
-
-    `untrained` names tensors that keep what they have, and that files may hold or not; for training them.
-    Raises ConfigError, listing what is missing, unexpected, named twice, or of another shape.
-    """
-    loaded: dict[str, Tensor] = {}
-    for weights in config.weights:
-        tensors = _read_weights(weights)
-        if twice := sorted(loaded.keys() & tensors.keys()):
-            raise ConfigError(f"{weights.file}: holds weights that an earlier file held: {_some(twice)}")
-        loaded.update(tensors)
-    expected = cast(dict[str, Tensor], model.state_dict())
-    loaded = {name: tensor for name, tensor in loaded.items() if name not in untrained}
-    missing = sorted(expected.keys() - loaded.keys() - set(untrained))
-    unexpected = sorted(loaded.keys() - expected.keys())
-    shapes = [
-        f"{name} is {list(loaded[name].shape)}, not {list(expected[name].shape)}"
-        for name in sorted(expected.keys() & loaded.keys())
-        if expected[name].shape != loaded[name].shape
-    ]
-    faults = (("missing", missing), ("unexpected", unexpected), ("of another shape", shapes))
-    if said := "; ".join(f"{len(names)} {what}: {_some(names)}" for what, names in faults if names):
-        raise ConfigError(f"{config.source}: the weights do not fit the model: {said}")
-    model.load_state_dict(loaded, strict=not untrained)
-
-
-def weights_names(config: EncoderConfig) -> set[str]:
-    """The names of all tensors that the files of `config` hold."""
-    return {name for weights in config.weights for name in _read_weights(weights)}
-
-
-def _read_weights(weights: WeightsFile) -> dict[str, Tensor]:
-    try:
-        if weights.file.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            raw: Any = load_file(weights.file)
-        else:
-            raw = torch.load(weights.file, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged or hostile file: pickle, zip and safetensors errors have no common class
-        raise ConfigError(f"{weights.file}: no readable weights: {error}") from error
-    raw = raw.get("state_dict", raw) if isinstance(raw, dict) else raw
-    if not isinstance(raw, dict) or not all(isinstance(tensor, Tensor) for tensor in raw.values()):
-        raise ConfigError(f"{weights.file}: holds no state dict (names and tensors)")
-    rename = LAYOUT_NAMES[weights.layout]
-    try:
-        renamed = {rename(str(name)): tensor for name, tensor in raw.items()}
-    except LookupError as error:
-        raise ConfigError(f"{weights.file}: not of layout {weights.layout}: {error} is unknown to it") from error
-    return {weights.prefix + name: tensor for name, tensor in renamed.items() if name is not None}
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
-
-
-def _make_tokenizer(config: EncoderConfig) -> Any:
-    text = config.model["text_cfg"]
-    options = text.get("tokenizer_kwargs") or {}
-    if config.tokenizer_folder is None:
-        return SimpleTokenizer(context_length=config.context_length, **options)
-    return HFTokenizer(
-        str(config.tokenizer_folder),
-        context_length=config.context_length,
-        tokenizer_mode=text.get("tokenizer_mode"),
-        local_files_only=True,
-        **options,
-    )
 
 
 def _bound_aspect_ratio(image: Image.Image) -> Image.Image:

@@ -34,11 +34,12 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from embedding.contracts import EmbeddingVersion
+from embedding.encoder.building import build_model, load_weights, weights_names
 from embedding.encoder.config import ConfigError, EncoderConfig, embedding_version, load_config
 from embedding.encoder.examples import Batch, ExampleStream, examples_an_epoch
 from embedding.encoder.features import Projections
 from embedding.encoder.losses import MaskedClipLoss, nested
-from embedding.encoder.model import PinEncoder, build_model, load_weights, weights_names
+from embedding.encoder.model import PinEncoder
 from embedding.encoder.recipe import DEFAULT_RECIPE, Recipe, RecipeError, load_recipe
 from embedding.encoder.sources import FeatureSource, PictureSource, PinFeatures, Pins, Source
 from embedding.encoder.training_set import TRAIN, Manifest, TrainingSetError, read_manifest, read_pins

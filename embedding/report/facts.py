@@ -81,6 +81,7 @@ class Example(NamedTuple):
     pin_id: int | None
     detail: str | None
     image_uri: str | None
+    content_sha256: str | None
 
 
 class QuarantineKey(NamedTuple):

@@ -186,7 +186,10 @@ def quarantine_section(groups: Sequence[QuarantineGroup], current_version: str |
         nothing = "Nothing is in quarantine: every row of every export went through."
         return section("quarantine", title, None, note(nothing if current_version else "No night has been checked yet."))
     days = [(ds, list(of_day)) for ds, of_day in groupby(groups, lambda group: group.key.ds)]
-    lead = "Rows that got no further, by reason. A pin is tried again when its content changes, or when someone asks."
+    lead = (
+        "Rows that got no further, by reason. A pin is tried again when its content changes, or when someone asks: those of "
+        "stage embed by the DAG requeue_pins, by reason or by pin; the others with a corrected export."
+    )
     details = [_quarantine_day(ds, of_day, current_version, opened=i == 0) for i, (ds, of_day) in enumerate(days)]
     return section("quarantine", title, lead, _reason_matrix(groups), element("div", details, class_="card days"))
 
@@ -244,7 +247,8 @@ def _example(example: Example) -> Html:
     said = not example.image_uri or example.image_uri in (example.detail or "")[:_DETAIL_CHARS]
     uri = None if said else element("code", shorten_middle(example.image_uri or "", _URI_CHARS))
     detail = element("bdi", shorten(example.detail, _DETAIL_CHARS)) if example.detail else None
-    return element("li", element("span", pin, class_="pin"), detail, uri)
+    content = element("code", f"content {example.content_sha256[:12]}", class_="muted") if example.content_sha256 else None
+    return element("li", element("span", pin, class_="pin"), detail, uri, content)
 
 
 def recall_section(live: ReleaseState | None) -> Html:

@@ -8,7 +8,10 @@ may still be running when the interpreter ends: with deltalake 1.6.6 and pyarrow
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 from deltalake import DeltaTable
@@ -25,19 +28,88 @@ def projected_schema(table: DeltaTable, columns: Sequence[str] | None = None) ->
     return schema if columns is None else pa.schema([schema.field(name) for name in columns])
 
 
-def scan_file(file: DataFile, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
-    """One data file's rows in the columns of `schema`; partition columns come from the log."""
+Keys = npt.NDArray[np.uint64]
+
+_HEX_DIGITS_A_KEY = 16
+
+
+def column_keys(column: pa.Array) -> Keys:
+    """A number a value: of an id the id itself, of a text of hex digits (a SHA-256) its first 64 bits.
+
+    Two ids never share one; of a billion hashes two do with a chance of 3%. No value may be null, and no hash shorter than 64
+    bits or of another length than the rest.
+    """
+    if pa.types.is_integer(column.type):
+        return np.asarray(column.cast(pa.int64()).to_numpy(zero_copy_only=False)).view(np.uint64)
+    if not len(column):
+        return np.empty(0, np.uint64)
+    column = column.cast(pa.string())
+    offsets = np.frombuffer(column.buffers()[1], np.int32)[column.offset : column.offset + len(column) + 1]
+    text = memoryview(column.buffers()[2])[offsets[0] : offsets[-1]]
+    digits = np.frombuffer(text, np.uint8).reshape(len(column), -1)[:, :_HEX_DIGITS_A_KEY]
+    return np.frombuffer(bytes.fromhex(digits.tobytes().decode("ascii")), ">u8").astype(np.uint64)
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Which rows a look-up is after: those whose `column` has one of `keys` (`column_keys`; sorted, without duplicates).
+
+    Eight bytes a value, so that tens of millions still travel to every executor. `once`: of rows with one key, one of each
+    file is enough.
+    """
+
+    column: str
+    keys: Keys
+    once: bool = False
+
+    def mask(self, column: pa.Array) -> npt.NDArray[np.bool_]:
+        """Which of the column's values are wanted."""
+        found = column_keys(column)
+        if not len(self.keys):
+            return np.zeros(len(found), np.bool_)
+        nearest = np.minimum(np.searchsorted(self.keys, found), len(self.keys) - 1)
+        return np.equal(self.keys[nearest], found)
+
+    def without(self, column: pa.Array) -> Wanted:
+        """What is still wanted after these values."""
+        return Wanted(self.column, self.keys[~np.isin(self.keys, column_keys(column))], self.once)
+
+
+def scan_file(file: DataFile, schema: pa.Schema, wanted: Wanted | None = None) -> Iterator[pa.RecordBatch]:
+    """One data file's rows in the columns of `schema`; partition columns come from the log.
+
+    With `wanted` (a column of the file) that column is read first, and the others only of row groups that have a wanted row:
+    a look-up of few rows reads one narrow column.
+    """
     in_file = [name for name in schema.names if name not in file.partition]
     filesystem, path = storage.filesystem_of(file.uri)
     with pq.ParquetFile(path, filesystem=filesystem) as parquet:
-        for batch in parquet.iter_batches(batch_size=BATCH_ROWS, columns=in_file):
+        found = (
+            parquet.iter_batches(batch_size=BATCH_ROWS, columns=in_file) if wanted is None else _find(parquet, in_file, wanted)
+        )
+        for batch in found:
             columns = [
-                pa.array([file.partition[field.name]] * batch.num_rows, field.type)
+                pa.repeat(pa.scalar(file.partition[field.name], field.type), batch.num_rows)
                 if field.name in file.partition
                 else batch.column(field.name).cast(field.type)
                 for field in schema
             ]
             yield pa.RecordBatch.from_arrays(columns, names=schema.names)
+
+
+def _find(parquet: pq.ParquetFile, columns: Sequence[str], wanted: Wanted) -> Iterator[pa.RecordBatch]:
+    """The wanted rows of a file, a batch a row group."""
+    for group in range(parquet.num_row_groups):
+        looked_at = parquet.read_row_group(group, columns=[wanted.column]).column(0).combine_chunks()
+        rows = np.flatnonzero(wanted.mask(looked_at))
+        if wanted.once and len(rows):
+            _, firsts = np.unique(column_keys(looked_at.take(pa.array(rows))), return_index=True)
+            rows = rows[np.sort(firsts)]
+            wanted = wanted.without(looked_at.take(pa.array(rows)))
+        if len(rows):
+            # No threads: a task takes the cores that it was given.
+            rest = parquet.read_row_group(group, columns=list(columns), use_threads=False)
+            yield from rest.take(pa.array(rows)).combine_chunks().to_batches()
 
 
 def scan(

@@ -13,11 +13,11 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
+from embedding.encoder.building import build_model
 from embedding.encoder.config import load_config
 from embedding.encoder.features import TowerFeatures
 from embedding.encoder.judge import unit
 from embedding.encoder.judged_pins import JudgedSet
-from embedding.encoder.model import build_model
 from embedding.encoder.training_set import TEST, TRAIN, VALIDATION, Manifest
 from embedding.tables.lake import Lake
 from tests.encoder.written_set import write_set

@@ -47,6 +47,7 @@ CHANGES: dict[str, Change] = {
     "preprocess": lambda raw: raw["preprocess"].update(resize_mode="squash"),
     "fusion": lambda raw: raw["fusion"].update(text_weight=0.25),
     "precision": lambda raw: raw.update(precision="bf16"),
+    "jpegs": lambda raw: raw.update(jpeg_decoding="scaled"),
     "context": lambda raw: raw.update(context_length=17),
     "architecture": lambda raw: raw["model"]["vision_cfg"].update(layers=2),
     "where weights go": lambda raw: raw["weights"][0].update(prefix="text."),
@@ -84,6 +85,7 @@ MISTAKES: list[tuple[Change, str]] = [
     (lambda raw: raw["preprocess"].update(mean=[1, 2]), "preprocess.mean"),
     (lambda raw: raw["fusion"].update(image_weight=0, text_weight=0), "not both 0"),
     (lambda raw: raw.update(precision="int8"), "precision: 'int8'"),
+    (lambda raw: raw.update(jpeg_decoding=True), "jpeg_decoding: True is neither"),
     (lambda raw: raw.update(context_length=0), "context_length: 0"),
 ]
 

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from embedding.contracts import EmbeddingVersion
+from embedding.encoder.building import build_model, load_weights
 from embedding.encoder.config import load_config
 from embedding.encoder.folding import fold_batch_norms
-from embedding.encoder.model import PinEncoder, build_model, load_weights
+from embedding.encoder.model import PinEncoder
 
 
 def run(model: nn.Module) -> Tensor:

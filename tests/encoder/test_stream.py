@@ -16,9 +16,10 @@ import torch
 from PIL import Image
 
 from embedding.contracts import Reason, content_sha256
+from embedding.encoder.images import decode_image
 from embedding.encoder.limits import ImageLimits
 from embedding.encoder.model import PinEncoder
-from embedding.encoder.stream import BATCHES_AHEAD, EncodeItem, EncodeResult, encode_stream, hash_stream
+from embedding.encoder.stream import BATCHES_AHEAD, Cores, EncodeItem, EncodeResult, encode_stream, hash_stream
 
 LIMITS = ImageLimits()
 
@@ -34,7 +35,16 @@ class MeanColour:
             raise ValueError("height and width must be > 0")
         return torch.from_numpy(np.asarray(image).mean(axis=(0, 1)) + 1)
 
-    def encode_pins(self, pixels: Sequence[torch.Tensor | None], texts: Sequence[str]) -> npt.NDArray[np.float32]:
+    def decode(self, data: bytes, max_pixels: int) -> Image.Image:
+        return decode_image(data, max_pixels)
+
+    def collate(
+        self, pixels: Sequence[torch.Tensor | None], texts: Sequence[str]
+    ) -> tuple[Sequence[torch.Tensor | None], Sequence[str]]:
+        return pixels, texts
+
+    def encode_batch(self, batch: tuple[Sequence[torch.Tensor | None], Sequence[str]]) -> npt.NDArray[np.float32]:
+        pixels, texts = batch
         self.batches.append(len(texts))
         rows = [np.ones(3) if pixel is None else pixel.numpy() for pixel in pixels]
         vectors = np.stack([row / np.linalg.norm(row) for row in rows]).astype(np.float32)
@@ -55,7 +65,7 @@ def run(items: Sequence[EncodeItem], **options: Any) -> list[EncodeResult]:
 def test_results_come_in_order_with_hashes_of_what_was_encoded(tmp_path: Path) -> None:
     uris = [picture(tmp_path / f"{i}.png", (i, 0, 0), (1 + 400 * (i % 3), 300)) for i in range(23)]
     items = [EncodeItem(i, uri, f"text {i}") for i, uri in enumerate(uris)] + [EncodeItem(99, None, "text alone")]
-    results = run(items, batch_size=4, decode_threads=3)
+    results = run(items, batch_size=4, threads=3)
     assert [result.key for result in results] == [*range(23), 99]
     for result, uri in zip(results, uris, strict=False):
         assert result.vector is not None
@@ -122,7 +132,7 @@ def test_an_endless_input_is_read_a_few_batches_ahead(tmp_path: Path) -> None:
 
 def test_faults_of_the_caller_and_of_the_machine_are_raised(tmp_path: Path) -> None:
     class Broken(MeanColour):
-        def encode_pins(self, pixels: Sequence[torch.Tensor | None], texts: Sequence[str]) -> npt.NDArray[np.float32]:
+        def encode_batch(self, batch: object) -> npt.NDArray[np.float32]:
             raise RuntimeError("CUDA error: out of memory")
 
     def failing() -> Iterator[EncodeItem]:
@@ -147,3 +157,42 @@ def test_the_real_encoder_gives_one_vector_whatever_the_batch(tmp_path: Path, en
         assert one.vector is not None
         assert many.vector is not None
         np.testing.assert_allclose(one.vector, many.vector, atol=1e-5)
+
+
+def test_a_forward_pass_on_the_cores_and_decoding_never_take_more_than_there_are(tmp_path: Path) -> None:
+    """And no two that want all of them wait for each other for ever."""
+    cores, busy, most, lock = Cores(3), 0, 0, threading.Lock()
+
+    def hold(count: int) -> None:
+        nonlocal busy, most
+        for _ in range(200):
+            with cores.all() if count == 3 else cores.one():
+                with lock:
+                    busy += count
+                    most = max(most, busy)
+                with lock:
+                    busy -= count
+
+    workers = [threading.Thread(target=hold, args=(count,)) for count in (1, 1, 1, 1, 3, 3)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(timeout=60)
+    assert not any(worker.is_alive() for worker in workers)
+    assert most == 3
+
+
+def test_a_scaled_jpeg_is_as_near_as_its_margin_and_a_broken_one_has_its_reason(tmp_path: Path, encoder: PinEncoder) -> None:
+    dice = np.random.default_rng(0)
+    big = Image.fromarray(dice.integers(0, 256, (24, 32, 3), dtype=np.uint8)).resize((3200, 2400), Image.Resampling.BICUBIC)
+    for name in ("a.jpg", "b.png"):
+        big.save(tmp_path / name)
+    assert encoder.decode((tmp_path / "a.jpg").read_bytes(), LIMITS.max_pixels).size == (800, 600)  # twice 224, no less
+    assert encoder.decode((tmp_path / "b.png").read_bytes(), LIMITS.max_pixels).size == (3200, 2400)
+    (tmp_path / "cut.jpg").write_bytes((tmp_path / "a.jpg").read_bytes()[:60_000])
+    items = [EncodeItem(i, str(tmp_path / name), "") for i, name in enumerate(("a.jpg", "b.png", "cut.jpg"))]
+    scaled, whole, cut = encode_stream(encoder, items, limits=LIMITS)
+    assert scaled.vector is not None
+    assert whole.vector is not None
+    assert scaled.vector @ whole.vector > 0.99
+    assert (cut.vector, cut.reason) == (None, Reason.TRUNCATED_IMAGE)

@@ -16,11 +16,12 @@ import torch
 from torch import Tensor
 
 from embedding.contracts import EMBEDDING_DIM, EmbeddingVersion
+from embedding.encoder.building import build_model
 from embedding.encoder.config import CONFIGS_FOLDER, EncoderConfig, embedding_version, load_config
 from embedding.encoder.examples import ExampleStream
 from embedding.encoder.features import Projections, project
 from embedding.encoder.losses import MaskedClipLoss
-from embedding.encoder.model import PinEncoder, build_model
+from embedding.encoder.model import PinEncoder
 from embedding.encoder.recipe import RecipeError, load_recipe
 from embedding.encoder.sources import PictureSource, PinFeatures
 from embedding.encoder.train import CHECKPOINT, PROGRESS, PinClipTrainer, losses_of, train

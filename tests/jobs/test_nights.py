@@ -16,8 +16,9 @@ import pytest
 from demo.days import DEMO_DAYS, EXPECTED_QUARANTINE, Day
 from embedding.contracts import EXPORT_SCHEMAS, NIGHTS, PIN_EMBEDDINGS, PINS, QUARANTINE, TABLES, Reason, TableContract
 from embedding.tables.exports import ExportError
-from embedding.tables.lake import Lake, data_files
+from embedding.tables.lake import Lake, data_files, partition_is, partition_version, replace_partition
 from embedding.tables.scan import read_rows
+from embedding.tables.staging import Stager
 from tests.conftest import Exports, RunNight
 
 DAY_1, DAY_2, DAY_3 = DEMO_DAYS
@@ -160,6 +161,23 @@ def test_a_quarantined_pin_is_tried_again_only_when_someone_asks(
         assert night(lake, "asked")["encoded"] == 1
     finally:
         target.unlink()
+
+
+def test_a_pin_with_a_vector_and_a_reason_is_settled_anew(run_night: RunNight, tmp_path: Path) -> None:
+    lake = Lake(str(tmp_path))
+    assert run_night(lake, DAY_1, "first") == 0
+    (version,) = {file.partition["embedding_version"] for file in data_files(lake.open(PIN_EMBEDDINGS))}
+    where = partition_is(ds=DAY_1, embedding_version=version)
+    row: dict[str, Any] = read_rows(lake.open(PIN_EMBEDDINGS), None, where).to_pylist()[0]
+    partition = {"ds": DAY_1, "stage": "embed", "embedding_version": version}
+    bad = row | {"entity": "pin", "reason": "fetch_failed", "detail": "for a moment", "image_uri": None}
+    with Stager(lake.table_uri(QUARANTINE), QUARANTINE, partition) as stager:
+        stager.add(pa.Table.from_pylist([{n: bad.get(n) for n in QUARANTINE.file_schema.names}]))
+        stager.flush()
+    seen = partition_version(lake.open(QUARANTINE), partition)
+    replace_partition(lake, QUARANTINE, partition, stager.files, expected_version=seen, run_id="late")
+    assert run_night(lake, DAY_1, "second") == 0
+    assert read_rows(lake.open(QUARANTINE), ["pin_id"], partition_is(**partition)).num_rows == 0
 
 
 def test_two_runs_of_one_day_at_once_end_as_one(lake_of_three_nights: Lake, run_night: RunNight, tmp_path: Path) -> None:
