@@ -8,6 +8,7 @@ Settings (read where a DAG file is parsed, so set them alike for scheduler, DAG 
 | PINLAKE_EXPORTS | folder or URI of the platform's exports | $PINLAKE_HOME/exports |
 | PINLAKE_ENCODER | encoder of a lake that has no release yet: a name, or the path of a config | pinclip-base |
 | PINLAKE_ENCODER_RETENTION_DAYS | days for which the encoder before the live one is kept for a rollback | 7 |
+| PINLAKE_TABLE_RETENTION_HOURS | hours for which files of tables stay that are no longer needed | 168 |
 | PINLAKE_MIGRATION_SLICES | into how many tasks a migration's days are dealt | 4 |
 | PINLAKE_JOBS | folder of the Spark programs | jobs/ beside dags/ |
 | PINLAKE_SPARK_CONF | JSON object of Spark properties, added to those below | {} |
@@ -77,6 +78,11 @@ def first_encoder() -> str:
 def retention_days() -> str:
     """For how many days the version before the live one is kept."""
     return os.environ.get("PINLAKE_ENCODER_RETENTION_DAYS") or "7"
+
+
+def table_retention_hours() -> int:
+    """For how many hours a table's files stay that its current version does not need."""
+    return int(os.environ.get("PINLAKE_TABLE_RETENTION_HOURS") or 168)
 
 
 def migration_slices() -> int:

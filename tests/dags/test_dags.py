@@ -33,9 +33,17 @@ SPARK_TASKS = {
     ("encoder_migration", "check"): "check_index.py",
     ("encoder_migration", "compare"): "compare_encoders.py",
     ("encoder_migration", "cut_over"): "publish_index.py",
+    ("table_maintenance", "maintain"): "maintain_tables.py",
+    ("requeue_pins", "requeue"): "requeue_pins.py",
+    ("requeue_pins", "publish"): "publish_index.py",
 }
-POINTER_TASKS = {("index_release", "publish"), ("index_release", "retire"), ("encoder_migration", "cut_over")}
-DAG_IDS = ("nightly_pins", "index_release", "encoder_migration")
+POINTER_TASKS = {
+    ("index_release", "publish"),
+    ("index_release", "retire"),
+    ("encoder_migration", "cut_over"),
+    ("requeue_pins", "publish"),
+}
+DAG_IDS = ("nightly_pins", "index_release", "encoder_migration", "table_maintenance", "requeue_pins")
 
 
 @pytest.fixture(scope="session")
@@ -201,6 +209,18 @@ def test_the_day_param_refuses_what_is_no_day(dags: dict[str, Any], dag_id: str,
         param.resolve(bad)
     assert param.resolve("2026-11-18") == "2026-11-18"
     assert param.resolve(None) is None
+
+
+@pytest.mark.parametrize(
+    ("param", "bad"), [("reasons", "fetch_failed"), ("reasons", ["null_id"]), ("reasons", ["--conf"]), ("pins", ["1; ls"])]
+)
+def test_only_pins_that_landed_are_tried_again_and_by_nothing_but_names(dags: dict[str, Any], param: str, bad: object) -> None:
+    from airflow.sdk.exceptions import ParamValidationError
+
+    asked = dags["requeue_pins"].params.get_param(param)
+    with pytest.raises(ParamValidationError):
+        asked.resolve(bad)
+    assert asked.resolve([]) == []
 
 
 @pytest.mark.parametrize("bad", [-0.1, 1.1, "0.9"])

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import threading
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pytest
+from deltalake import DeltaTable, Schema
+from deltalake.exceptions import CommitFailedError
 
 from embedding.contracts import PIN_EMBEDDINGS, QUARANTINE, TABLES
 from embedding.tables.lake import DayChangedError, Lake, data_files, partition_is, partition_version, replace_partition
@@ -162,3 +165,40 @@ def test_every_table_has_its_constraints(lake: Lake) -> None:
     for contract in TABLES.values():
         configuration = lake.open(contract).metadata().configuration
         assert {f"delta.constraints.{name}" for name in contract.constraints} <= set(configuration)
+
+
+def test_a_commit_whose_answer_was_lost_is_found_again_and_none_of_its_files_deleted(
+    lake: Lake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commit_for_real = DeltaTable.create_write_transaction
+    lost: list[int] = []
+
+    def commit_and_lose_the_answer(self: DeltaTable, *args: Any, **options: Any) -> None:
+        commit_for_real(self, *args, **options)
+        if not lost:
+            lost.append(1)
+            raise CommitFailedError("the store's answer did not arrive")
+
+    monkeypatch.setattr(DeltaTable, "create_write_transaction", commit_and_lose_the_answer)
+    commit(lake, "2026-11-18", [1, 2])
+    assert lost
+    assert committed(lake) == {("2026-11-18", 1), ("2026-11-18", 2)}
+
+
+def test_a_run_that_found_nothing_counts_as_one_that_committed(lake: Lake) -> None:
+    """Or the rows of a run that found something would stay, beside what the first run committed to other tables."""
+    replace_partition(lake, PIN_EMBEDDINGS, day("2026-11-18"), [], expected_version=0, run_id="found nothing")
+    ours = stage(lake, "2026-11-18", [1])
+    with pytest.raises(DayChangedError):
+        replace_partition(lake, PIN_EMBEDDINGS, day("2026-11-18"), ours, expected_version=0, run_id="late")
+    assert committed(lake) == set()
+
+
+def test_a_table_whose_maker_died_before_its_constraints_gets_them(tmp_path: Path) -> None:
+    lake = Lake(str(tmp_path))
+    DeltaTable.create(
+        lake.table_uri(QUARANTINE), Schema.from_arrow(QUARANTINE.schema), partition_by=list(QUARANTINE.partition_by)
+    )
+    wanted = {f"delta.constraints.{name}": expression for name, expression in QUARANTINE.constraints.items()}
+    assert wanted.items() <= lake.open(QUARANTINE).metadata().configuration.items()
+    assert lake.open(QUARANTINE).version() == len(wanted)
