@@ -12,21 +12,19 @@ How pictures become pins and days is not decided here, but in demo/days.py.
 from __future__ import annotations
 
 import argparse
-import fcntl
 import html
 import logging
 import os
 import re
-import shutil
 import struct
-import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from xml.parsers import expat
 
+from demo.debian import PackagesUnavailableError, fetch_packages, unpacked
 from embedding.contracts import pin_text
 
 log = logging.getLogger(__name__)
@@ -45,9 +43,8 @@ _GENERATED_TITLE = "gramastar"
 _METADATA_LIMIT_BYTES = 4 * 1024 * 1024
 _READ_BYTES = 64 * 1024
 
-
-class ClipartUnavailableError(RuntimeError):
-    """The packages could not be fetched or found; the message says what to do."""
+ClipartUnavailableError = PackagesUnavailableError
+"""The clip art could not be fetched or found; the message says what to do."""
 
 
 @dataclass(frozen=True)
@@ -95,118 +92,16 @@ class Clipart:
 
 def clipart_root(cache_dir: Path) -> Path:
     """The folder with `png/` and `svg/` in a cache that `fetch` has filled; it exists only when both are complete."""
-    return cache_dir / "unpacked" / "usr" / "share" / "openclipart"
+    return unpacked(cache_dir) / "usr" / "share" / "openclipart"
 
 
 def fetch(cache_dir: Path) -> Path:
-    """Downloads and unpacks the packages below `cache_dir`, unless they are there, and returns `clipart_root(cache_dir)`.
+    """Downloads (156 MB) and unpacks the packages, unless they are there, and returns `clipart_root(cache_dir)`.
 
-    Needs apt-get and dpkg-deb, the network, and no root. May be interrupted and run again, also side by side: packages
-    that are already downloaded stay, and the unpacked folder appears in one rename. Raises ClipartUnavailableError.
+    As `demo.debian.fetch_packages` does. Raises ClipartUnavailableError.
     """
-    root = clipart_root(cache_dir)
-    if root.is_dir():
-        return root
-    _require_tools()
-    cache_dir.mkdir(parents=True, exist_ok=True)
-    with _locked(cache_dir / "fetch.lock"):
-        if not root.is_dir():
-            debs = _download(cache_dir)
-            _unpack(debs, cache_dir)
-            shutil.rmtree(cache_dir / "debs")
-            shutil.rmtree(cache_dir / "apt", ignore_errors=True)
-    return root
-
-
-def _require_tools() -> None:
-    missing = [tool for tool in ("apt-get", "dpkg-deb") if shutil.which(tool) is None]
-    if missing:
-        raise ClipartUnavailableError(
-            f"{' and '.join(missing)} not found: the demo's pictures come as Debian packages. Run this on Debian or Ubuntu, "
-            "or in a container of one, with the same --cache folder mounted; afterwards the cache can be used anywhere."
-        )
-
-
-@contextmanager
-def _locked(lock_path: Path) -> Iterator[None]:
-    with lock_path.open("w") as lock_file:
-        fcntl.flock(lock_file, fcntl.LOCK_EX)
-        yield
-
-
-def _download(cache_dir: Path) -> list[Path]:
-    """Downloads with the system's package lists and, where these are absent or stale, with lists of our own."""
-    debs_dir = cache_dir / "debs"
-    debs_dir.mkdir(exist_ok=True)
-    log.info("downloading %s (about 156 MB)", " and ".join(PACKAGES))
-    first_try = _apt_get(["download", *PACKAGES], debs_dir)
-    if first_try.returncode:
-        log.info("the system's package lists do not serve; fetching a private copy of them")
-        options = _private_apt_options(cache_dir / "apt")
-        # An update may report a failing hook or source of no concern to us: the download is what counts.
-        update = _apt_get([*options, "update"], debs_dir)
-        second_try = _apt_get([*options, "download", *PACKAGES], debs_dir)
-        if second_try.returncode:
-            raise ClipartUnavailableError(_why_no_download(update.stderr + second_try.stderr))
-    return [_only_deb(debs_dir, package) for package in PACKAGES]
-
-
-def _apt_get(arguments: Sequence[str], cwd: Path) -> subprocess.CompletedProcess[str]:
-    # Unless told so, root's apt-get hands the download to a user who may not write into our folder.
-    options = ["-q", "-o", "APT::Sandbox::User=root", "-o", "Acquire::Retries=3", "-o", "Acquire::http::Timeout=30"]
-    return subprocess.run(
-        ["apt-get", *options, *arguments],
-        cwd=cwd,
-        env=os.environ | {"LC_ALL": "C", "DEBIAN_FRONTEND": "noninteractive"},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        errors="replace",
-        check=False,
-    )
-
-
-def _private_apt_options(apt_dir: Path) -> list[str]:
-    """Options that keep apt's lists and caches in `apt_dir`; sources and trusted keys stay the system's."""
-    lists_dir, caches_dir = (apt_dir / "lists").absolute(), (apt_dir / "cache").absolute()
-    for folder in (lists_dir, caches_dir / "archives"):
-        (folder / "partial").mkdir(parents=True, exist_ok=True)
-    settings = (f"Dir::State::Lists={lists_dir}", f"Dir::Cache={caches_dir}", "Debug::NoLocking=1")
-    return [part for setting in settings for part in ("-o", setting)]
-
-
-def _why_no_download(stderr: str) -> str:
-    last_lines = "\n".join(line for line in stderr.splitlines()[-12:] if line.strip())
-    if "Unable to locate package" in stderr and "Failed to fetch" not in stderr:
-        advice = (
-            "The configured apt sources have no such package. On Ubuntu it is in the `universe` component "
-            "(add-apt-repository universe); on Debian in `main`."
-        )
-    else:
-        advice = "Check the network and the configured apt sources, then run the same command again: it resumes."
-    return f"could not download {' and '.join(PACKAGES)}. {advice} apt-get said:\n{last_lines}"
-
-
-def _only_deb(debs_dir: Path, package: str) -> Path:
-    found = sorted(debs_dir.glob(f"{package}_*.deb"), key=lambda path: path.stat().st_mtime)
-    if not found:
-        raise ClipartUnavailableError(f"apt-get left no {package}_*.deb in {debs_dir}: remove that folder and run again")
-    return found[-1]
-
-
-def _unpack(debs: Sequence[Path], cache_dir: Path) -> None:
-    """Unpacks into a folder beside the final one, then renames: a reader sees all pictures or none."""
-    unfinished = cache_dir / "unpacking"
-    shutil.rmtree(unfinished, ignore_errors=True)
-    for deb in debs:
-        log.info("unpacking %s", deb.name)
-        run = subprocess.run(["dpkg-deb", "-x", deb, unfinished], capture_output=True, text=True, errors="replace", check=False)
-        if run.returncode:
-            # A damaged package would fail the same way for ever, were it kept.
-            deb.unlink(missing_ok=True)
-            raise ClipartUnavailableError(f"could not unpack {deb.name} (removed; run again): {run.stderr.strip()}")
-    shutil.rmtree(cache_dir / "unpacked", ignore_errors=True)
-    unfinished.rename(cache_dir / "unpacked")
+    fetch_packages(PACKAGES, cache_dir)
+    return clipart_root(cache_dir)
 
 
 # -- reading ----------------------------------------------------------------------------------------------------------------

@@ -1,0 +1,73 @@
+"""GPUs of a cluster, without a GPU: Spark's own standalone processes, whose worker's discovery script invents two addresses."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from benchmarks.drill_processes import Cluster, standalone
+from benchmarks.spark import ProgramFailedError, submit
+from demo.days import DEMO_DAYS
+from embedding.contracts import PIN_EMBEDDINGS
+from embedding.tables.lake import Lake
+from embedding.tables.scan import read_rows
+from tests.conftest import Exports
+
+DS = DEMO_DAYS[0]
+ASKED = {"spark.pinlake.encode.gpus": "1"}
+DISCOVERED = json.dumps({"name": "gpu", "addresses": ["0", "1"]})
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Cluster, Path]]:
+    """A worker with two GPUs, and the folder where its executors leave their logs."""
+    folder = tmp_path_factory.mktemp("cluster")
+    script = folder / "discover.sh"
+    script.write_text(f"#!/bin/sh\necho '{DISCOVERED}'\n")
+    script.chmod(0o755)
+    gpus = {"spark.worker.resource.gpu.amount": "2", "spark.worker.resource.gpu.discoveryScript": str(script)}
+    with standalone(folder, gpus) as running:
+        yield running, folder / "work"
+
+
+@pytest.fixture(scope="module")
+def day(exports: Exports, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Arguments of programs about a day that has landed."""
+    common = ["--home", str(tmp_path_factory.mktemp("gpus")), "--ds", DS, "--run-id", "by-hand"]
+    submit("jobs/land_exports.py", *common, "--exports", str(exports.folder))
+    return common
+
+
+def test_gpus_that_no_executor_has_are_refused_and_not_waited_for(cluster: tuple[Cluster, Path], day: list[str]) -> None:
+    running, _ = cluster
+    with pytest.raises(ProgramFailedError, match="the executors were started without GPUs") as refused:
+        submit("jobs/embed_pins.py", *day, master=running.master, conf={**running.conf, **ASKED})
+    assert "exit status 2" in str(refused.value)
+    assert "Traceback" not in str(refused.value)
+
+
+def test_each_task_encodes_on_its_own_gpu(cluster: tuple[Cluster, Path], day: list[str]) -> None:
+    running, work = cluster
+    conf = {
+        **running.conf,
+        "spark.executor.cores": "2",
+        "spark.executor.resource.gpu.amount": "2",
+        # There is no CUDA here: the addresses are those of a CPU.
+        "spark.executorEnv.PINLAKE_GPU_DEVICE": "cpu",
+    }
+    submit("jobs/embed_pins.py", *day, master=running.master, conf={**conf, **ASKED})
+    said = "\n".join(log.read_text(errors="replace") for log in work.rglob("stderr"))
+    assert set(re.findall(r"encodes on (\S+) with (\d) cores", said)) == {("cpu:0", "1"), ("cpu:1", "1")}
+    assert read_rows(Lake(day[1]).open(PIN_EMBEDDINGS), ["pin_id"]).num_rows > 0
+
+
+def test_local_mode_says_that_the_cpu_encodes(exports: Exports, tmp_path: Path) -> None:
+    common = ["--home", str(tmp_path), "--ds", DS, "--run-id", "by-hand"]
+    submit("jobs/land_exports.py", *common, "--exports", str(exports.folder))
+    done = submit("jobs/embed_pins.py", *common, conf=ASKED)
+    assert "spark.pinlake.encode.gpus is set, but local[2] schedules no GPUs: the CPU encodes" in done.output
+    assert "encodes on cpu with 1 cores" in done.output
