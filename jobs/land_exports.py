@@ -136,19 +136,28 @@ def combined(hashes: dict[str, str]) -> str:
     return export_sha256("day", list(hashes.values()))
 
 
-def land_day(spark: SparkSession, lake: Lake, files: list[ExportFile], ds: str, run_id: str, sha256: str) -> None:
-    """Stages every entity, then commits: quarantine, boards, saves and last pins, whose commit says that the day is in."""
+TABLES = {"quarantine": QUARANTINE, **CONTRACTS}
+"""In the order of their commits: quarantine, boards, saves and last pins, whose commit says that the day is in."""
+
+
+def day_partitions(ds: str) -> dict[str, dict[str, str | None]]:
+    """The day's partition of each of TABLES."""
+    landed = contract_partition(QUARANTINE, ds=ds, stage=Stage.LAND, embedding_version=None)
+    return {"quarantine": landed, **{name: {"ds": ds} for name in CONTRACTS}}
+
+
+def land_day(
+    spark: SparkSession, lake: Lake, files: list[ExportFile], ds: str, run_id: str, sha256: str, seen: dict[str, int]
+) -> None:
+    """Stages every entity, then commits. `seen`: each table's number of the day, read before the day was looked at."""
     constants: dict[str, str | None] = {"export_sha256": sha256, "run_id": run_id}
-    partitions: dict[str, dict[str, str | None]] = {name: {"ds": ds} for name in CONTRACTS}
-    partitions["quarantine"] = contract_partition(QUARANTINE, ds=ds, stage=Stage.LAND, embedding_version=None)
-    tables = {"quarantine": QUARANTINE, **CONTRACTS}
-    seen = {name: partition_version(lake.open(tables[name]), partitions[name]) for name in tables}
-    staged: dict[str, list[StagedFile]] = {name: [] for name in tables}
+    partitions = day_partitions(ds)
+    staged: dict[str, list[StagedFile]] = {name: [] for name in TABLES}
     for entity in CONTRACTS:
         rows = transform(entity, read_judged(spark, entity, files))
         for name, found in stage(rows, partial(stage_rows, lake, entity, ds, constants)).items():
             staged[name] += found
-    changes = [Replacement(tables[name], partitions[name], staged[name], seen[name]) for name in tables]
+    changes = [Replacement(TABLES[name], partitions[name], staged[name], seen[name]) for name in TABLES]
     replace_in_order(lake, changes, run_id=run_id)
 
 
@@ -162,6 +171,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     spark = spark_session(f"land {args.ds}")
 
     def land() -> None:
+        # First of all: a run that lands the day from here on is seen, by its rows or when we commit.
+        seen = {name: partition_version(lake.open(TABLES[name]), where) for name, where in day_partitions(args.ds).items()}
         # Looked for anew at each look: the run that was faster may have landed a newer export than ours was.
         files = find_export(exports, args.ds)
         hashes = hash_files(spark, files)
@@ -169,7 +180,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if already_landed(spark, lake, args.ds, hashes):
             log.info("%s has landed already, from this very export", args.ds)
         else:
-            land_day(spark, lake, files, args.ds, args.run_id, combined(hashes))
+            land_day(spark, lake, files, args.ds, args.run_id, combined(hashes), seen)
 
     until_settled(land)
     statistics.write()
