@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import shutil
 import signal
 import sys
@@ -44,12 +43,12 @@ from benchmarks.drill_processes import (
     watched,
 )
 from benchmarks.machine import describe_machine, machine_line
+from benchmarks.results_of import keep
 from demo.days import DEMO_DAYS, write_days
 from demo.openclipart import ClipartUnavailableError, fetch, read_clipart
 from embedding.contracts import PIN_EMBEDDINGS, SUCCESS_MARKER
 from embedding.tables.lake import Lake
 
-RESULTS = Path(__file__).parent / "results" / "drill"
 DS = DEMO_DAYS[1]
 RUN = "night"
 PICTURES, QUICK_PICTURES = 120, 60
@@ -412,12 +411,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     text = f"{table(rows)}\n\n{NOTES}\n\n{machine_line(machine)}\n"
     figures = {"quick": args.quick, "rows": [asdict(row) for row in rows], "machine": machine}
     print(text)
-    if args.json:
-        args.json.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
-    if not args.quick and not args.points:
-        RESULTS.parent.mkdir(parents=True, exist_ok=True)
-        RESULTS.with_suffix(".json").write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
-        RESULTS.with_suffix(".txt").write_text(text, encoding="utf-8")
+    keep(figures, text, args.json, None if args.quick or args.points else "drill")
     return 1 if any(row.wrong for row in rows) else 0
 
 

@@ -44,6 +44,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.machine import describe_machine, machine_line
+from benchmarks.results_of import keep
 from embedding.cli import format_table
 from embedding.contracts import EmbeddingVersion
 from embedding.encoder.config import ConfigError, EncoderConfig, load_config
@@ -91,7 +92,6 @@ from embedding.tables.lake import Lake
 GOAL = 0.30
 PICTURE_WEIGHTS = (0.2, 0.4, 0.6, 0.8, 1.0, 1.2)
 QUICK_SHARE, QUICK_RESAMPLES = 0.1, 200
-RESULTS = Path(__file__).parent / "results" / "encoder_quality"
 PACKAGES = ("torch", "open_clip_torch", "timm", "transformers", "numpy", "pyarrow")
 
 PINCLIP, PICTURE, TEXT, BOTH, NO_GRAPH, NO_TEXT, PIXELS = "a", "b1", "b2", "b3", "c", "d", "e"
@@ -432,13 +432,6 @@ def _table(rows: Sequence[Row], resamples: int, names: Sequence[str] = MEASURES)
     return format_table(cells, ("", "encoder", *(HEADS[name] for name in names)))
 
 
-def keep_results(figures: Mapping[str, Any], text: str) -> None:
-    """The last full run, in benchmarks/results: a table for people, and all figures."""
-    RESULTS.parent.mkdir(parents=True, exist_ok=True)
-    RESULTS.with_suffix(".json").write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
-    RESULTS.with_suffix(".txt").write_text(text, encoding="utf-8")
-
-
 def given_notes(given: str | None, manifest: Manifest) -> list[str]:
     """What a reader must know of an encoder that was not trained here."""
     if given is None:
@@ -489,10 +482,7 @@ def main(argv: Sequence[str] | None = None, out: Callable[[str], None] = print) 
         return 2
     text, figures = report.to_text(), report.to_json()
     out(text)
-    if args.json:
-        args.json.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
-    if not report.quick and args.encoder is None:
-        keep_results(figures, text)
+    keep(figures, text, args.json, None if report.quick or args.encoder else "encoder_quality")
     return 0 if report.holds else 1
 
 

@@ -39,6 +39,7 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from benchmarks.machine import describe_machine, machine_line
+from benchmarks.results_of import keep
 from benchmarks.spark import Run, run, submit
 from benchmarks.synthetic_lake import Expected, SyntheticLake, day_name
 from embedding.cli import format_table
@@ -51,7 +52,6 @@ SIZES, QUICK_SIZES = (10_000, 100_000, 1_000_000), (10_000, 50_000)
 HISTORY_DAYS = 8
 NIGHTS_A_SIZE, QUICK_NIGHTS = 3, 1
 GOAL_S, GOAL_BYTES, GOAL_PINS = 60.0, 6 * 10**9, 1_000_000
-RESULTS = Path(__file__).parent / "results" / "increment"
 PACKAGES = ("pyspark", "deltalake", "pyarrow", "torch", "numpy")
 
 
@@ -255,64 +255,71 @@ def judge(sizes: Sequence[Size]) -> list[Verdict]:
     return verdicts
 
 
+def nights_table(sizes: Sequence[Size]) -> str:
+    """What each part of a night took."""
+    rows = [
+        (
+            f"{size.pins:,}",
+            f"{size.changed:,}",
+            *(size.spread(value) for value in _NIGHT_COLUMNS.values()),
+            f"{max(night.peak_bytes for night in size.nights) / 1e9:.1f}",
+            f"{size.rerun.total_s:.1f}",
+        )
+        for size in sizes
+    ]
+    return format_table(rows, ("pins", "changed", *_NIGHT_COLUMNS, "peak GB", "again, s"))
+
+
+def bytes_table(sizes: Sequence[Size]) -> str:
+    """What look-ups read, and what was written."""
+    rows = [
+        (
+            f"{size.pins:,}",
+            size.bytes.history_rows,
+            *(_mb(value) for value in (size.bytes.hashes, size.bytes.pin_ids, size.bytes.vectors)),
+            size.bytes.written_rows,
+            _mb(size.bytes.written),
+        )
+        for size in sizes
+    ]
+    return format_table(rows, ("pins", "history rows", "hashes MB", "pin ids MB", "vectors MB", "rows written", "MB written"))
+
+
+def peers_table(sizes: Sequence[Size]) -> str:
+    """Other ways to look up and to write."""
+    rows = [
+        (
+            f"{size.pins:,}",
+            f"{size.median(lambda n: n.embed_s - n.encode_s):.1f}",
+            size.peers["scan"]["seconds"],
+            f"{size.peers['scan']['peak_bytes'] / 1e9:.1f}",
+            _mb(size.bytes.written),
+            size.peers["merge"]["seconds"],
+            _mb(int(size.peers["merge"]["written_bytes"])),
+            f"{size.peers['merge']['peak_bytes'] / 1e9:.1f}",
+        )
+        for size in sizes
+    ]
+    head = ("pins", "ours s", "plain scan s", "its GB", "ours MB", "MERGE s", "its MB", "its GB")
+    return format_table(rows, head)
+
+
 def as_text(sizes: Sequence[Size], verdicts: Sequence[Verdict], machine: dict[str, Any], quick: bool) -> str:
     """The tables, for people."""
-    nights = format_table(
-        [
-            (
-                f"{size.pins:,}",
-                f"{size.changed:,}",
-                *(size.spread(value) for value in _NIGHT_COLUMNS.values()),
-                f"{max(night.peak_bytes for night in size.nights) / 1e9:.1f}",
-                f"{size.rerun.total_s:.1f}",
-            )
-            for size in sizes
-        ],
-        ("pins", "changed", *_NIGHT_COLUMNS, "peak GB", "again, s"),
-    )
-    moved = format_table(
-        [
-            (
-                f"{size.pins:,}",
-                size.bytes.history_rows,
-                *(_mb(value) for value in (size.bytes.hashes, size.bytes.pin_ids, size.bytes.vectors)),
-                size.bytes.written_rows,
-                _mb(size.bytes.written),
-            )
-            for size in sizes
-        ],
-        ("pins", "history rows", "hashes MB", "pin ids MB", "vectors MB", "rows written", "MB written"),
-    )
-    peers = format_table(
-        [
-            (
-                f"{size.pins:,}",
-                f"{size.median(lambda n: n.embed_s - n.encode_s):.1f}",
-                size.peers["scan"]["seconds"],
-                f"{size.peers['scan']['peak_bytes'] / 1e9:.1f}",
-                _mb(size.bytes.written),
-                size.peers["merge"]["seconds"],
-                _mb(int(size.peers["merge"]["written_bytes"])),
-                f"{size.peers['merge']['peak_bytes'] / 1e9:.1f}",
-            )
-            for size in sizes
-        ],
-        ("pins", "ours s", "plain scan s", "its GB", "ours MB", "MERGE s", "its MB", "its GB"),
-    )
     lines = [
         "Everything of a night but the encoding, 1% of the pins changed" + (" (quick)" if quick else ""),
         machine_line(machine),
         "",
         "Seconds: median (smallest-largest) of the nights. `overhead` is the total less `encode`, with the writing of vectors.",
-        nights,
+        nights_table(sizes),
         "",
         "What a night's look-ups may read of the history, and what it wrote (compressed bytes of the files).",
         "Vectors are read of row groups that hold a known content; where known contents are many and anywhere, that is all.",
-        moved,
+        bytes_table(sizes),
         "",
         "Peers. `ours s` is the whole embedding program but for its encoding stage, start-up included; the plain scan is the",
         "join alone, MERGE the writing alone.",
-        peers,
+        peers_table(sizes),
         "",
         *(f"{'HOLDS ' if verdict.holds else 'MISSED'}  {verdict.sentence}" for verdict in verdicts),
     ]
@@ -353,12 +360,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "sizes": [asdict(size) for size in measured],
         "verdicts": [asdict(verdict) for verdict in verdicts],
     }
-    if args.json:
-        args.json.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
-    if not args.quick:
-        RESULTS.parent.mkdir(parents=True, exist_ok=True)
-        RESULTS.with_suffix(".json").write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
-        RESULTS.with_suffix(".txt").write_text(text, encoding="utf-8")
+    keep(figures, text, args.json, None if args.quick else "increment")
     return 0 if all(verdict.holds for verdict in verdicts) else 1
 
 

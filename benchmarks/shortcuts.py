@@ -20,7 +20,6 @@ Exits with 0 where all shipped rows keep 0.97, 1 where one does not, 2 where the
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -29,13 +28,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from PIL import Image
 from torch import Tensor
 
 from benchmarks.machine import describe_machine, machine_line
+from benchmarks.neighbours import Vectors, share_kept
 from benchmarks.photographs import fetch_photographs
+from benchmarks.results_of import keep
 from demo.debian import PackagesUnavailableError
 from embedding.cli import format_table
 from embedding.encoder.cache import keep_freed_memory
@@ -46,13 +46,10 @@ from embedding.encoder.model import SCALED_MARGIN, PinEncoder
 from embedding.encoder.precision import to_bf16
 
 GOAL = 0.97
-NEIGHBOURS = 10
 QUICK = 200
 MARGINS = (1.0, 1.5, 2.0, 3.0)
-RESULTS = Path(__file__).parent / "results" / "shortcuts"
 PACKAGES = ("torch", "open_clip_torch", "timm", "pillow")
 
-Vectors = npt.NDArray[np.float32]
 Decode = Callable[[bytes], Image.Image]
 
 
@@ -94,19 +91,6 @@ def pixels(encoder: PinEncoder, pictures: Sequence[bytes], decode: Decode) -> tu
     return found, 1e3 * decode_s / len(pictures), 1e3 * transform_s / len(pictures)
 
 
-def nearest(vectors_ND: Vectors) -> npt.NDArray[np.int64]:
-    """The numbers (N, 10) of each picture's nearest others."""
-    cosines_NN = vectors_ND @ vectors_ND.T
-    np.fill_diagonal(cosines_NN, -np.inf)
-    return np.argsort(-cosines_NN, axis=1, kind="stable")[:, :NEIGHBOURS]
-
-
-def kept(reference_ND: Vectors, vectors_ND: Vectors) -> float:
-    """The mean share of the reference's nearest that are still among the nearest."""
-    pairs = zip(nearest(reference_ND), nearest(vectors_ND), strict=True)
-    return float(np.mean([len(set(one) & set(other)) / NEIGHBOURS for one, other in pairs]))
-
-
 def measure(name: str, config: EncoderConfig, pictures: Sequence[bytes], say: Callable[[str], None]) -> list[Row]:
     """All rows of one transform."""
     encoder = PinEncoder.load(config, threads=torch.get_num_threads())
@@ -130,7 +114,7 @@ def measure(name: str, config: EncoderConfig, pictures: Sequence[bytes], say: Ca
 
     def add(way: str, shipped: bool, found_ND: Vectors, times: Sequence[float], of_ND: Vectors = reference_ND) -> None:
         cosines_N = (of_ND * found_ND).sum(axis=1)
-        rows.append(Row(name, way, shipped, times[0], times[1], kept(of_ND, found_ND), float(cosines_N.min())))
+        rows.append(Row(name, way, shipped, times[0], times[1], share_kept(of_ND, found_ND), float(cosines_N.min())))
         say(f"{name}, {way}: {rows[-1].kept:.4f}")
 
     if not longest:
@@ -198,11 +182,7 @@ def main(argv: Sequence[str] | None = None, out: Callable[[str], None] = print) 
     about = {"machine": machine, "photographs": count, "digest": digest, "holds": holds(rows)}
     figures = {**about, "rows": [asdict(row) for row in rows]}
     out(text)
-    for file in [args.json] if args.quick else [args.json, RESULTS.with_suffix(".json")]:
-        if file:
-            file.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
-    if not args.quick:
-        RESULTS.with_suffix(".txt").write_text(text, encoding="utf-8")
+    keep(figures, text, args.json, None if args.quick else "shortcuts")
     return 0 if holds(rows) else 1
 
 

@@ -42,7 +42,7 @@ CPU_TEXTS_A_PASS = 8
 
 SCALED_MARGIN = 2
 """A scaled JPEG is decoded to at least so many times the image tower's side, so that the resize that follows still filters.
-Without the margin a tenth of a picture's neighbours change; with it one or two in a hundred (benchmarks/shortcuts.py)."""
+Without the margin a twentieth of a picture's neighbours change; with it one or two in a hundred (benchmarks/shortcuts.py)."""
 
 _CHARS_A_TOKEN = 32  # more than any tokenizer here averages; open_clip's takes quadratic time over one long word
 _MAX_CACHED_WORDS = 200_000
@@ -211,7 +211,7 @@ class PinEncoder:
     def _on_compute_stream(self, moved: Tensor) -> Tensor:
         if moved.is_cuda:  # made in the stream of copies: its memory must not be given away before the forward pass has read it
             moved.record_stream(torch.cuda.current_stream(self.device))
-        return moved.to(self.device)
+        return moved
 
     def encode_pins(self, pixels: Sequence[Tensor | None], texts: Sequence[str]) -> Vectors:
         """Unit vectors [N, D] of pins, each from its picture ([3, H, W] or None), its text ("" for none), or both fused.

@@ -100,14 +100,14 @@ def scan_file(file: DataFile, schema: pa.Schema, wanted: Wanted | None = None) -
 def _find(parquet: pq.ParquetFile, columns: Sequence[str], wanted: Wanted) -> Iterator[pa.RecordBatch]:
     """The wanted rows of a file, a batch a row group."""
     for group in range(parquet.num_row_groups):
-        looked_at = parquet.read_row_group(group, columns=[wanted.column]).column(0).combine_chunks()
+        # No threads: a task takes the cores that it was given.
+        looked_at = parquet.read_row_group(group, columns=[wanted.column], use_threads=False).column(0).combine_chunks()
         rows = np.flatnonzero(wanted.mask(looked_at))
         if wanted.once and len(rows):
             _, firsts = np.unique(column_keys(looked_at.take(pa.array(rows))), return_index=True)
             rows = rows[np.sort(firsts)]
             wanted = wanted.without(looked_at.take(pa.array(rows)))
         if len(rows):
-            # No threads: a task takes the cores that it was given.
             rest = parquet.read_row_group(group, columns=list(columns), use_threads=False)
             yield from rest.take(pa.array(rows)).combine_chunks().to_batches()
 
