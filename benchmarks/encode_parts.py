@@ -39,10 +39,10 @@ Forward = Callable[[Tensor], Tensor]
 def image_tower(encoder: PinEncoder, variant: str) -> Forward:
     """The encoder's image tower as a function of pixels (N, 3, H, W).
 
-    fp32: as open_clip builds it. channels-last: in the layout that PinEncoder gives to convolutions. bf16: weights and activations. int8: its
-    linear layers in int8, activations quantised as they come; attention's own projections stay in fp32. int8-weights: all
-    weights of linear and convolution layers rounded to int8, a scale for each output channel, and computed with in fp32: what
-    the rounding loses, on any architecture. compiled: by torch.compile.
+    fp32: as open_clip builds it. channels-last: in the layout that PinEncoder gives to convolutions. bf16: weights and
+    activations. int8: its linear layers in int8, activations quantised as they come; attention's own projections stay in fp32.
+    int8-weights: all weights of linear and convolution layers rounded to int8, a scale for each output channel, and computed
+    with in fp32: what the rounding loses, on any architecture. compiled: by torch.compile.
     """
     model = cast(Any, encoder.model)
     if variant == "channels-last":
