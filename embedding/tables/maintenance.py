@@ -26,7 +26,16 @@ from deltalake.transaction import AddAction, CommitProperties, PostCommitHookPro
 
 from embedding.contracts import TableContract
 from embedding.tables import storage
-from embedding.tables.lake import DataFile, Lake, Partition, data_files, discard, partition_version, transaction_app
+from embedding.tables.lake import (
+    DataFile,
+    Lake,
+    Partition,
+    data_files,
+    discard,
+    names_any,
+    partition_version,
+    transaction_app,
+)
 from embedding.tables.scan import scan_file
 from embedding.tables.staging import MAX_ROWS_A_FILE, StagedFile, Stager
 
@@ -170,9 +179,11 @@ def commit_rewrites(
         for entry in list(wanted):
             rewrite, files = entry
             if _number(table, contract, rewrite.partition) != rewrite.seen or not present.keys() >= set(rewrite.paths):
+                wanted.remove(entry)
+                if names_any(table, files):
+                    continue  # our own commit, whose answer was lost: what the log names is never deleted
                 log.info("%s, %s: replaced by a night meanwhile, left as it is", contract.name, rewrite.name)
                 discard(lake, contract, files)
-                wanted.remove(entry)
                 gave_way.append(rewrite)
         if not wanted:
             return gave_way
@@ -190,9 +201,11 @@ def commit_rewrites(
             return gave_way
         except CommitFailedError:
             _wait(attempt, sleep)
-    for _, files in wanted:
+    table = lake.open(contract)
+    lost = [(rewrite, files) for rewrite, files in wanted if not names_any(table, files)]
+    for _, files in lost:
         discard(lake, contract, files)
-    return [*gave_way, *(rewrite for rewrite, _ in wanted)]
+    return [*gave_way, *(rewrite for rewrite, _ in lost)]
 
 
 def _wait(attempt: int, sleep: Callable[[float], None]) -> None:
@@ -240,14 +253,21 @@ class Vacuumed:
 
 
 def readable_versions(lake: Lake, contract: TableContract, versions: Iterable[int]) -> list[int]:
-    """Those of `versions` whose log is still there, in order."""
+    """Those of `versions` whose log and data files are still there, in order."""
     found = []
+    current = {file.uri for file in data_files(lake.open(contract))}
+    root = storage.normalise_uri(lake.table_uri(contract))
     for version in sorted(set(versions)):
         try:
-            lake.open(contract, version)
-            found.append(version)
+            needed = {file.uri for file in data_files(lake.open(contract, version))} - current
         except DeltaError:
             log.warning("%s: version %d cannot be opened any more, nothing protects its files", contract.name, version)
+            continue
+        paths = [uri.removeprefix(f"{root}/") for uri in sorted(needed)]
+        if absent := len(paths) - len(_sizes(root, paths)):
+            log.warning("%s: version %d cannot be read any more, %d of its files are gone", contract.name, version, absent)
+        else:
+            found.append(version)
     return found
 
 

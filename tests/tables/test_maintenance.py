@@ -19,6 +19,8 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from deltalake import DeltaTable
+from deltalake.exceptions import CommitFailedError
 
 from demo.days import DEMO_DAYS
 from embedding.contracts import NIGHTS, PIN_EMBEDDINGS, TABLES, TableContract
@@ -120,6 +122,27 @@ def test_a_night_between_plan_and_commit_wins_and_the_rewrite_gives_way(lake: La
     assert [rewrite.partition["ds"] for rewrite in gave_way] == [DAY]
     assert committed(lake) == {(DAY, 100), (DAY, 101)} | {(NEXT, pin) for pin in range(20)}
     assert not {path for path in on_disk(lake) if path.name in {Path(file.path).name for file in staged[0][1]}}
+
+
+def test_a_rewrite_whose_answer_was_lost_is_found_again_and_none_of_its_files_deleted(
+    lake: Lake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commit_small_files(lake, DAY, range(40))
+    before = rows_of(lake, PIN_EMBEDDINGS)
+    commit_for_real = DeltaTable.create_write_transaction
+    lost: list[int] = []
+
+    def commit_and_lose_the_answer(self: DeltaTable, *args: Any, **options: Any) -> None:
+        commit_for_real(self, *args, **options)
+        if not lost:
+            lost.append(1)
+            raise CommitFailedError("the store's answer did not arrive")
+
+    monkeypatch.setattr(DeltaTable, "create_write_transaction", commit_and_lose_the_answer)
+    assert compact(lake) == 0
+    assert lost
+    assert rows_of(lake, PIN_EMBEDDINGS).equals(before)
+    assert len(data_files(lake.open(PIN_EMBEDDINGS))) == 1
 
 
 def test_a_night_that_planned_before_the_rewrite_replaces_its_files_and_encodes_nothing_again(lake: Lake) -> None:
@@ -263,16 +286,10 @@ def tear(lake: Lake, ds: str, rows_a_file: int) -> None:
 
 
 @pytest.fixture(scope="module")
-def released(lake_of_three_nights: Lake, tmp_path_factory: pytest.TempPathFactory) -> Lake:
+def released(released_lake: Lake, tmp_path_factory: pytest.TempPathFactory) -> Lake:
     """A lake with a live release, whose days have been written again since, in small files."""
-    from jobs import build_index, check_index, publish_index
-
-    lake = Lake(str(tmp_path_factory.mktemp("released") / "lake"))
-    shutil.copytree(lake_of_three_nights.home, lake.home)
-    common = ["--home", lake.home, "--run-id", "release"]
-    build_index.main([*common, "--ds", DEMO_DAYS[-1]])
-    assert not check_index.main(common)
-    publish_index.main(common)
+    lake = Lake(str(tmp_path_factory.mktemp("torn") / "lake"))
+    shutil.copytree(released_lake.home, lake.home)
     for ds in DEMO_DAYS:
         tear(lake, ds, rows_a_file=4)
     return lake
