@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 from collections.abc import AsyncIterable, Awaitable, Callable, Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -17,6 +18,11 @@ from embedding.encoder.limits import ImageLimits, ImageRejected
 
 MAX_WAIT_S = 20.0
 """Longest wait before an attempt, whatever a server asks for."""
+
+HOST_FAILURES = 8
+"""So many pictures of one server failing in a row, each after all its attempts, and the server is left alone for a while."""
+
+HOST_PAUSE_S = 60.0
 
 _MISSING = frozenset({404, 410})
 _MAY_PASS = frozenset({408, 425, 429})
@@ -30,11 +36,66 @@ class MayPassError(Exception):
         self.wait_s = wait_s
 
 
-async def fetch_patiently(attempt: Callable[[], Awaitable[bytes]], uri: str, limits: ImageLimits) -> bytes:
+class Servers:
+    """Which servers fail at present. One that is down would else take a minute of a thread for each of its pictures.
+
+    A circuit breaker (Nygard, Release It!, 2nd ed., chapter 5): after HOST_FAILURES pictures in a row that failed for the
+    server's sake, its pictures fail at once for HOST_PAUSE_S; then the next one tries it, and a success forgets all.
+    For the event loop's thread alone.
+    """
+
+    def __init__(self) -> None:
+        self._failed: dict[str, int] = {}
+        self._closed_until: dict[str, float] = {}
+
+    def check(self, server: str, now: float, uri: str) -> None:
+        """Raises ImageRejected with FETCH_FAILED where the server is being left alone."""
+        if now < self._closed_until.get(server, now):
+            said = f"{server} failed for {self._failed[server]} pictures in a row, and is left alone for a while"
+            raise ImageRejected(Reason.FETCH_FAILED, f"{said}: {uri}")
+
+    def failed(self, server: str, now: float) -> None:
+        self._failed[server] = self._failed.get(server, 0) + 1
+        if self._failed[server] >= HOST_FAILURES:
+            self._closed_until[server] = now + HOST_PAUSE_S
+
+    def answered(self, server: str) -> None:
+        self._failed.pop(server, None)
+        self._closed_until.pop(server, None)
+
+
+_SERVERS = Servers()
+_clock = time.monotonic
+
+
+async def fetch_patiently(
+    attempt: Callable[[], Awaitable[bytes]], server: str, uri: str, limits: ImageLimits, servers: Servers = _SERVERS
+) -> bytes:
     """What `attempt` returns, tried up to `limits.attempts` times within `limits.total_timeout_s`, waits included.
 
-    Raises ImageRejected with FETCH_FAILED where attempts or time are used up, and whatever `attempt` raises but MayPassError.
+    `server`: a name under which `servers` remembers how it answers.
+
+    Raises ImageRejected with FETCH_FAILED where attempts or time are used up, or the server has failed for many pictures in
+    a row; and whatever `attempt` raises but MayPassError.
     """
+    servers.check(server, _clock(), uri)
+    try:
+        data = await _attempts(attempt, uri, limits)
+    except _UsedUpError as error:
+        servers.failed(server, _clock())
+        raise ImageRejected(Reason.FETCH_FAILED, str(error)) from error.__cause__
+    except ImageRejected:
+        servers.answered(server)
+        raise
+    servers.answered(server)
+    return data
+
+
+class _UsedUpError(Exception):
+    """Attempts or time are used up."""
+
+
+async def _attempts(attempt: Callable[[], Awaitable[bytes]], uri: str, limits: ImageLimits) -> bytes:
     clock = asyncio.get_running_loop().time
     deadline = clock() + limits.total_timeout_s
     last: MayPassError | None = None
@@ -47,11 +108,11 @@ async def fetch_patiently(attempt: Callable[[], Awaitable[bytes]], uri: str, lim
                     last = error
                 wait_s = _wait_s(number, last.wait_s, limits)
                 if number == limits.attempts or clock() + wait_s >= deadline:
-                    raise ImageRejected(Reason.FETCH_FAILED, f"{last} (attempt {number}, the last): {uri}") from last
+                    raise _UsedUpError(f"{last} (attempt {number}, the last): {uri}") from last
                 await asyncio.sleep(wait_s)
     except TimeoutError:
         before = f"; before that, {last}" if last else ""
-        raise ImageRejected(Reason.FETCH_FAILED, f"not read within {limits.total_timeout_s:g} s{before}: {uri}") from last
+        raise _UsedUpError(f"not read within {limits.total_timeout_s:g} s{before}: {uri}") from last
     raise AssertionError("the loop above has no end of its own")
 
 

@@ -6,6 +6,7 @@ The columns that come in and go out are fixed here, so that Spark, a test or a s
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from itertools import islice
 from typing import Any
 
 import pyarrow as pa
@@ -84,16 +85,13 @@ def encode_batches(
     encoder = shared_encoder(config, device, cores)
     on_cpu = encoder.device.type == "cpu"
     threads = cores + (HASH_THREADS if on_cpu else GPU_FETCH_THREADS)
-    outcomes: list[dict[str, Any]] = []
     results = encode_stream(
         encoder, items(), batch_size=batch_size, threads=threads, cores=cores, forward_on_cores=on_cpu, limits=limits
     )
-    for result in results:
-        outcomes += _outcomes(waiting.pop(result.key), result, run_id)
-        if len(outcomes) >= OUTCOMES_A_BATCH:
-            yield pa.RecordBatch.from_pylist(outcomes, schema=SETTLED)
-            outcomes = []
-    yield pa.RecordBatch.from_pylist(outcomes, schema=SETTLED)
+    outcomes = (outcome for result in results for outcome in _outcomes(waiting.pop(result.key), result, run_id))
+    # Of a content that a million pins show, too, so many at a time.
+    while some := list(islice(outcomes, OUTCOMES_A_BATCH)):
+        yield pa.RecordBatch.from_pylist(some, schema=SETTLED)
 
 
 def _outcomes(row: dict[str, Any], result: EncodeResult, run_id: str) -> Iterator[dict[str, Any]]:

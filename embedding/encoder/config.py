@@ -162,6 +162,8 @@ def embedding_version(config: EncoderConfig) -> EmbeddingVersion:
         "precision": config.precision,
         "context_length": config.context_length,
     }
+    if config.precision == "bf16":  # since its weights are in bf16 too, and not the activations alone
+        description["bf16"] = "weights"
     if config.jpeg_decoding != "exact":  # left out otherwise, as it was before there was a choice: those versions stay valid
         description["jpeg_decoding"] = config.jpeg_decoding
     canonical = json.dumps(description, sort_keys=True, separators=(",", ":"), ensure_ascii=True)

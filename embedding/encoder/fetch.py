@@ -26,8 +26,12 @@ if TYPE_CHECKING:
     from pyarrow.fs import FileSystem
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):(.*)", re.DOTALL)
-# A bucket, or container@account for Azure. Nothing that pyarrow would read as a key, a secret or an option.
-_STORE = re.compile(r"(?:[\w.-]+@)?[\w.-]+(?::\d{1,5})?", re.ASCII)
+# A bucket. Nothing that pyarrow would read as a key, a secret, an option, a server or a port.
+_STORE = re.compile(r"[\w.-]+", re.ASCII)
+# Azure's own servers alone: any other authority would be given the credentials that the process has.
+_AZURE_STORE = re.compile(r"[a-z0-9$-]+@[a-z0-9]+\.(?:dfs|blob)\.core\.windows\.net", re.ASCII)
+# The cluster that Hadoop's own configuration names.
+_HADOOP_STORE = "default"
 
 _MISSING = frozenset({errno.ENOENT, errno.ENOTDIR})
 _KINDS = ((stat.S_ISDIR, "a folder"), (stat.S_ISFIFO, "a named pipe"), (stat.S_ISSOCK, "a socket"))
@@ -151,10 +155,19 @@ def _read_at_most(file: IO[bytes], size_bytes: int, name: str, limits: ImageLimi
 
 def _store_and_key(scheme: str, uri: str, rest: str) -> tuple[str, str]:
     store, slash, key = rest.removeprefix("//").partition("/")
-    if not rest.startswith("//") or not _STORE.fullmatch(store) or not slash or not key:
+    if not rest.startswith("//") or not slash or not key:
         raise ImageRejected(Reason.INVALID_URI, f"not written {scheme}://store/key: {uri}")
-    if "@" in store and not scheme.startswith("abfs"):
-        raise ImageRejected(Reason.INVALID_URI, f"an address may not carry credentials: {scheme}://{store.split('@')[1]}/{key}")
+    if scheme.startswith("abfs"):
+        if not _AZURE_STORE.fullmatch(store):
+            raise ImageRejected(Reason.INVALID_URI, f"not written {scheme}://container@account.dfs.core.windows.net/key: {uri}")
+    elif "@" in store:
+        raise ImageRejected(
+            Reason.INVALID_URI, f"an address may not carry credentials: {scheme}://{store.split('@')[-1]}/{key}"
+        )
+    elif scheme == "hdfs" and store != _HADOOP_STORE:
+        raise ImageRejected(Reason.INVALID_URI, f"not written hdfs://{_HADOOP_STORE}/key, the cluster of core-site.xml: {uri}")
+    elif not _STORE.fullmatch(store):
+        raise ImageRejected(Reason.INVALID_URI, f"not the name of a store: {store!r}: {uri}")
     return store, key
 
 

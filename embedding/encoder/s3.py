@@ -45,7 +45,7 @@ def read_s3(bucket: str, key: str, uri: str, limits: ImageLimits) -> bytes:
     """
     if not _BUCKET.fullmatch(bucket):
         raise ImageRejected(Reason.INVALID_URI, f"not the name of a bucket: {bucket!r}: {uri}")
-    data: bytes = sync(get_loop(), fetch_patiently, partial(_get, bucket, key, uri, limits), uri, limits)
+    data: bytes = sync(get_loop(), fetch_patiently, partial(_get, bucket, key, uri, limits), f"s3://{bucket}", uri, limits)
     return data
 
 

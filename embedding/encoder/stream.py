@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 _DECODED_AHEAD, _COLLATED_AHEAD, _ENCODED_AHEAD = 2, 1, 2
 BATCHES_AHEAD = _DECODED_AHEAD + _COLLATED_AHEAD + _ENCODED_AHEAD
-"""How many batches of pins are taken from the input and not yet given out, at most."""
+"""How many batches of pins are taken from the input and not yet given out, at most; and the one that is being put together."""
 
 UNIT_TOLERANCE = 1e-3
 
@@ -157,7 +157,8 @@ def encode_stream(
         forward_on_cores: The forward pass takes these same cores, so that decoding waits for it; False for one on a GPU.
         limits: The environment's where None.
 
-    `items` is read at most BATCHES_AHEAD batches ahead. Memory: that many batches of decoded and resized pictures, and for
+    `items` is read at most BATCHES_AHEAD batches ahead, and one more. Memory: that many batches of decoded and resized
+    pictures, and for
     each of the `threads` one file (up to limits.max_bytes) and its pixels (up to 4 bytes for each of limits.max_pixels, a few
     times over). Reasons are those of `fetch_image` and `decode_image`, and EMPTY_PIN, FETCH_FAILED (changed while reading)
     and INVALID_VECTOR.

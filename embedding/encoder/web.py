@@ -49,7 +49,7 @@ def read_web(uri: str, limits: ImageLimits) -> bytes:
     Raises ImageRejected with INVALID_URI, FORBIDDEN_ADDRESS, MISSING_IMAGE, TOO_MANY_BYTES or FETCH_FAILED.
     """
     url = _address(uri, uri)
-    data: bytes = sync(get_loop(), fetch_patiently, partial(_follow, url, uri, limits), uri, limits)
+    data: bytes = sync(get_loop(), fetch_patiently, partial(_follow, url, uri, limits), url.raw_authority, uri, limits)
     return data
 
 

@@ -104,6 +104,24 @@ def test_schemes_are_asked_for_and_carry_nothing_else() -> None:
         assert reason(uri, s3) == Reason.INVALID_URI, uri
 
 
+def test_no_address_chooses_the_server_that_credentials_go_to() -> None:
+    limits = ImageLimits(schemes=frozenset({"abfs", "abfss", "hdfs", "gs"}))
+    for uri in (
+        "abfs://pins@evil.example/k",
+        "abfs://pins@evil.example:443/k",
+        "abfs://pins@169.254.169.254/k",
+        "abfss://pins@account.dfs.core.windows.net.evil.example/k",
+        "abfss://pins@account.dfs.core.windows.net:444/k",
+        "abfs://account:key@account.dfs.core.windows.net/k",
+        "abfs://account/k",
+        "hdfs://169.254.169.254:8020/k",
+        "hdfs://namenode/k",
+        "gs://bucket:80/k",
+        "gs://me@bucket/k",
+    ):
+        assert reason(uri, limits) == Reason.INVALID_URI, uri
+
+
 def test_a_store_through_fsspec() -> None:
     fsspec.filesystem("memory").pipe("/pins/a b%20.png", b"12345")
     limits = ImageLimits.from_environment({"PINLAKE_IMAGE_SCHEMES": "file, Memory", "PINLAKE_IMAGE_ROOTS": "/data"})

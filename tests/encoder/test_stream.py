@@ -11,11 +11,13 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 import pytest
 import torch
 from PIL import Image
 
 from embedding.contracts import Reason, content_sha256
+from embedding.encoder.batches import OUTCOMES_A_BATCH, encode_batches
 from embedding.encoder.images import decode_image
 from embedding.encoder.limits import ImageLimits
 from embedding.encoder.model import PinEncoder
@@ -157,6 +159,18 @@ def test_the_real_encoder_gives_one_vector_whatever_the_batch(tmp_path: Path, en
         assert one.vector is not None
         assert many.vector is not None
         np.testing.assert_allclose(one.vector, many.vector, atol=1e-5)
+
+
+def test_a_content_that_thousands_of_pins_show_comes_out_in_batches(encoder: PinEncoder) -> None:
+    pins = [{"pin_id": number, "source_sha256": "s", "image_uri": None} for number in range(3 * OUTCOMES_A_BATCH + 1)]
+    content = {"content_sha256": content_sha256(None, "a hat"), "image_uri": None, "text": "a hat", "pins": pins}
+    batches = list(
+        encode_batches(
+            [pa.RecordBatch.from_pylist([content])], encoder.config, "run", batch_size=2, device="cpu", cores=1, limits=LIMITS
+        )
+    )
+    assert [batch.num_rows for batch in batches] == [*[OUTCOMES_A_BATCH] * 3, 1]
+    assert [pin for batch in batches for pin in batch.column("pin_id").to_pylist()] == list(range(len(pins)))
 
 
 def test_a_forward_pass_on_the_cores_and_decoding_never_take_more_than_there_are(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -22,6 +23,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from embedding.contracts import Reason
+from embedding.encoder import attempts
 from embedding.encoder.fetch import fetch_image
 from embedding.encoder.limits import ImageLimits, ImageRejected, SettingError
 from embedding.encoder.public_address import PrivateHosts
@@ -97,6 +99,24 @@ def test_what_may_pass_is_tried_again_and_nothing_else(server: WebServer) -> Non
     short = ImageLimits(**QUICK, private_hosts=("127.0.0.1",), total_timeout_s=3)
     assert reason(server.url("second/429/3600/a"), short) == Reason.FETCH_FAILED
     assert server.asked["/second/429/3600/a"] == 1
+
+
+def test_a_server_that_fails_for_every_picture_is_left_alone_for_a_while(
+    server: WebServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for _ in range(attempts.HOST_FAILURES - 1):
+        assert reason(server.url("status/503")) == Reason.FETCH_FAILED
+    assert reason(server.url("status/404")) == Reason.MISSING_IMAGE, "it answers: the count starts anew"
+    for _ in range(attempts.HOST_FAILURES):
+        assert reason(server.url("status/503")) == Reason.FETCH_FAILED
+    asked = sum(server.asked.values())
+    refusal = rejection(server.url("picture"), LOCAL)
+    assert refusal.reason == Reason.FETCH_FAILED and "is left alone for a while" in refusal.detail
+    assert sum(server.asked.values()) == asked
+    with web_server.running() as other:
+        assert fetch_image(other.url("picture"), LOCAL) == PICTURE
+    monkeypatch.setattr(attempts, "_clock", lambda: time.monotonic() + attempts.HOST_PAUSE_S)
+    assert fetch_image(server.url("picture"), LOCAL) == PICTURE
 
 
 def test_bodies_that_are_not_what_they_say(server: WebServer) -> None:
