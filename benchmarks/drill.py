@@ -265,6 +265,8 @@ POINTS: dict[str, Callable[[Drill], Blow]] = {
     "scheduler": kill_airflow_scheduler,
 }
 WITH_AIRFLOW = ("task", "scheduler")
+LEAVES_ORPHANS = ("staging", "commit")
+"""Where files lie that no commit will ever name."""
 
 
 def judge(drill: Drill, row: Row) -> None:
@@ -274,6 +276,8 @@ def judge(drill: Drill, row: Row) -> None:
     wrong, row.vectors_apart = differences(contents(drill.lake), drill.wanted)
     row.wrong += wrong
     row.orphans_before = len(orphans(drill.lake))
+    if row.point in LEAVES_ORPHANS and not row.orphans_before:
+        row.wrong.append("no orphan was left: the blow fell before anything was staged")
     maintain(drill)
     row.orphans_after = len(orphans(drill.lake))
     if row.orphans_after:

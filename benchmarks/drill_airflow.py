@@ -25,7 +25,9 @@ from benchmarks.drill_processes import (
     wait_until,
 )
 from demo.airflow import COMPONENTS, LocalAirflow
+from embedding.contracts import PIN_EMBEDDINGS
 from embedding.tables.lake import Lake
+from embedding.tables.scan import read_rows
 
 DAG, PORT = "nightly_pins", 18_180
 EMBED = "embed_pins.py"
@@ -77,6 +79,7 @@ def kill_task(home: Path, exports: Path, ds: str, min_coverage: float) -> Told:
         if not runner.command.startswith("airflow worker"):
             raise DrillError(f"not a task's process: {runner}")
         kill(runner.pid)
+        check_in_time(home)
         return finish(stack, run_id, "Airflow's task process", driver, "Airflow's retry")
 
 
@@ -90,6 +93,7 @@ def kill_scheduler(home: Path, exports: Path, ds: str, min_coverage: float) -> T
             for row in of_sessions([session]):
                 if row.pid not in program:
                     kill(row.pid)
+            check_in_time(home)
             with (stack.logs / "second-scheduler.log").open("wb") as log:
                 command = [sys.executable, "-m", "airflow", "scheduler", *COMPONENTS["scheduler"]]
                 second = subprocess.Popen(
@@ -108,6 +112,12 @@ def kill_scheduler(home: Path, exports: Path, ds: str, min_coverage: float) -> T
                 second.wait()
         finally:
             end_sessions([session])
+
+
+def check_in_time(home: Path) -> None:
+    """Raises DrillError where the blow fell after the night's vectors were in."""
+    if read_rows(Lake(str(home)).open(PIN_EMBEDDINGS), ["pin_id"]).num_rows:
+        raise DrillError("too late: the vectors were in before the blow fell")
 
 
 def _descendants(root: int) -> set[int]:

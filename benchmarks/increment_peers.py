@@ -3,8 +3,9 @@
     spark-submit benchmarks/increment_peers.py scan --home LAKE --version VERSION --ds DAY
     python benchmarks/increment_peers.py merge --home LAKE --version VERSION --ds DAY --table FOLDER
 
-scan: finds which contents of the day have a vector, and takes that vector, with a plain Spark join over all columns of the
-history, read by Spark's own Parquet reader. It stands for the look-up alone; fetching, hashing and writing are not in it.
+scan: finds which contents of the day have a vector, and takes that vector, with a plain Spark join (the day broadcast to the
+history, then a row a content), read by Spark's own Parquet reader. It stands for the look-up alone; fetching, hashing and
+writing are not in it.
 
 merge: keeps one row a pin, and merges the day's rows into it by pin_id with delta-rs, as the documentation of
 `DeltaTable.merge` has it. It stands for the writing alone. The table of the state before the day is made first, untimed.
@@ -41,8 +42,9 @@ def scan_everything(lake: Lake, version: str, ds: str) -> dict[str, float]:
     day = spark.read.parquet(*[file.uri for file in data_files(table, partition_is(embedding_version=version, ds=ds))])
     contents = day.select("content_sha256").distinct()
     columns = ["embedding", "has_image", "has_text", "encoded_by"]
-    one_each = history.groupBy("content_sha256").agg(*[F.first(name).alias(name) for name in columns])
-    known = contents.join(one_each, "content_sha256", "inner").select(F.sum(F.size("embedding")), F.count("*")).first()
+    shown = history.join(F.broadcast(contents), "content_sha256", "left_semi")
+    one_each = shown.groupBy("content_sha256").agg(*[F.first(name).alias(name) for name in columns])
+    known = one_each.select(F.sum(F.size("embedding")), F.count("*")).first()
     unknown = contents.join(history.select("content_sha256"), "content_sha256", "left_anti").count()
     assert known is not None, "an aggregate without groups has one row"
     return {"seconds": round(time.monotonic() - started, 3), "known": int(known[1]), "unknown": unknown}

@@ -3,7 +3,7 @@
 1. **choose_encoders**: the version that is live now.
 2. **requeue**: each day that has such pins is embedded, checked and recorded again; nothing else of it changes. What fails
    again stays in quarantine, with its reason of today.
-3. **build**, **check**, **publish**: the next release, as every night's. With nothing new in it, it is the one that is live.
+3. **build**, **check**, **publish**: the next release, as every night's; where the tables have not moved, it is the live one.
 
 By hand, after a store's outage or once a setting was mended, with the Params `reasons` (`["fetch_failed", "missing_image"]`),
 `pins` (`[42, 43]`), or both: pins that either names. Which reasons there are, and how many pins each holds, says the section
