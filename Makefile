@@ -3,8 +3,8 @@ SHELL := /bin/sh
 PINLAKE_HOME ?= .pinlake
 CACHE ?= .cache/openclipart
 PY := .venv/bin/python
-# Airflow's nights, which wait more than they compute, in one process; all other files in the other.
-PYTEST_WORKERS ?= --numprocesses 2 --dist loadfile --no-loadscope-reorder
+# Airflow's nights in one process, all other files in the other (tests/conftest.py).
+PYTEST_WORKERS ?= --numprocesses 2 --dist loadgroup --no-loadscope-reorder
 export PINLAKE_HOME
 
 .DEFAULT_GOAL := help

@@ -20,6 +20,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
+from pyspark.resource import ResourceProfile
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 from pyspark.storagelevel import StorageLevel
@@ -78,7 +79,9 @@ def hash_contents(pins: DataFrame, limits: ImageLimits) -> DataFrame:
     return map_arrow(pins, partial(hash_batches, limits=limits), HASHED)
 
 
-def encode_contents(unknown: DataFrame, lake: Lake, job: DayJob, limits: ImageLimits) -> DataFrame:
+def encode_contents(
+    unknown: DataFrame, lake: Lake, job: DayJob, limits: ImageLimits, profile: ResourceProfile | None
+) -> DataFrame:
     """Encodes each content once; returns an outcome for every pin that shows it."""
     version, run_id, batch_size = job.version, job.run_id, job.batch_size
 
@@ -87,7 +90,7 @@ def encode_contents(unknown: DataFrame, lake: Lake, job: DayJob, limits: ImageLi
         log_in_worker("%s: encodes on %s with %d cores", version, device, cores)
         return encode_batches(batches, config, run_id, batch_size=batch_size, device=device, cores=cores, limits=limits)
 
-    return map_arrow(unknown, run, SETTLED, encode_profile(unknown.sparkSession))
+    return map_arrow(unknown, run, SETTLED, profile)
 
 
 def reuse_vectors(spark: SparkSession, lake: Lake, version: str, hashed: DataFrame, run_id: str) -> DataFrame:
@@ -145,11 +148,12 @@ def kept_frames() -> Iterator[Any]:
 def embed_day(spark: SparkSession, lake: Lake, job: DayJob) -> dict[str, float]:
     """Settles the day's pins in one commit a table. Returns counts and seconds; empty where there was nothing to do.
 
-    Raises DayChangedError if another run has settled the day meanwhile: look again.
+    Raises DayChangedError if another run has settled the day meanwhile: look again; and ResourcesError before anything is read.
     """
     contracts = (QUARANTINE, PIN_EMBEDDINGS)
     partitions = {c.name: contract_partition(c, ds=job.ds, embedding_version=job.version, stage=Stage.EMBED) for c in contracts}
     seen = {c.name: partition_version(lake.open(c), partitions[c.name]) for c in contracts}
+    profile = encode_profile(spark)
     with kept_frames() as keep:
         day = keep(read_day(spark, lake, job.ds))
         wanted = day if job.only is None else day.join(job.only, KEY, "left_semi")
@@ -171,7 +175,7 @@ def embed_day(spark: SparkSession, lake: Lake, job: DayJob) -> dict[str, float]:
         others = reused.unionByName(kept).unionByName(unreadable.drop("text"), allowMissingColumns=True)
         write = partial(stage_outcomes, lake, job.ds, job.version)
         started = time.monotonic()
-        staged = stage(encode_contents(shared_out, lake, job, limits), write) if contents else {}
+        staged = stage(encode_contents(shared_out, lake, job, limits, profile), write) if contents else {}
         encode_s = round(time.monotonic() - started, 3)
         for table, files in stage(others.select(SETTLED.names).coalesce(tasks), write).items():
             staged.setdefault(table, []).extend(files)

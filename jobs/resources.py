@@ -63,6 +63,11 @@ def encode_profile(spark: SparkSession) -> ResourceProfile | None:
             f"{PROPERTIES}.gpus is 1, but the executors were started without GPUs: set spark.executor.resource.gpu.amount "
             "(and a discoveryScript), or spark.dynamicAllocation.enabled so that the stage starts its own"
         )
+    if master.startswith("spark://") and not setting("spark.executor.cores", ""):
+        raise ResourcesError(
+            f"{PROPERTIES}.gpus is 1, but an executor of {master} takes whatever cores its worker has: set "
+            "spark.executor.cores, so that a task can ask for its GPU's share of them"
+        )
     cpus = int(setting("spark.executor.cores", "1") or 1) // int(setting("spark.executor.resource.gpu.amount", "1") or 1)
     return builder.require(TaskResourceRequests().cpus(max(1, cpus)).resource("gpu", 1)).build
 

@@ -22,9 +22,19 @@ REPO = Path(__file__).resolve().parents[1]
 PICTURES = 60
 
 
+NIGHTS = "lake_of_three_nights"
+
+
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Airflow's nights take longest, so they start first; the other process meanwhile runs the rest."""
-    items.sort(key=lambda item: item.get_closest_marker("e2e") is None)
+    """A file's tests run in one process, and all files that read the lake of three nights in the same: it is made once.
+
+    Airflow's nights take longest, so they start first; the other process meanwhile begins with that lake's files.
+    """
+    of_nights = {item.path for item in items if NIGHTS in getattr(item, "fixturenames", ())}
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group(NIGHTS if item.path in of_nights else str(item.path)))
+    items.sort(key=lambda item: (item.get_closest_marker("e2e") is None, item.path not in of_nights))
 
 
 @pytest.fixture(scope="session")
@@ -88,6 +98,20 @@ def lake_of_three_nights(run_night: RunNight, tmp_path_factory: pytest.TempPathF
     lake = Lake(str(tmp_path_factory.mktemp("lake")))
     for ds in DEMO_DAYS:
         assert run_night(lake, ds, f"night-{ds}") == 0
+    return lake
+
+
+@pytest.fixture(scope="session")
+def released_lake(lake_of_three_nights: Lake, tmp_path_factory: pytest.TempPathFactory) -> Lake:
+    """That lake with a live release, of the run `first`. For tests that only read, or copy it."""
+    from jobs import build_index, check_index, publish_index
+
+    lake = Lake(str(tmp_path_factory.mktemp("released") / "lake"))
+    shutil.copytree(lake_of_three_nights.home, lake.home)
+    common = ["--home", lake.home, "--run-id", "first"]
+    build_index.main([*common, "--ds", DEMO_DAYS[-1]])
+    assert check_index.main(common) == 0
+    publish_index.main(common)
     return lake
 
 

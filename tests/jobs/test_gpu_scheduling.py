@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -35,22 +36,34 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Cluster,
 
 
 @pytest.fixture(scope="module")
-def day(exports: Exports, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """Arguments of programs about a day that has landed."""
-    common = ["--home", str(tmp_path_factory.mktemp("gpus")), "--ds", DS, "--run-id", "by-hand"]
-    submit("jobs/land_exports.py", *common, "--exports", str(exports.folder))
-    return common
+def landed(exports: Exports, tmp_path_factory: pytest.TempPathFactory) -> Lake:
+    """A lake in which a day has landed."""
+    lake = Lake(str(tmp_path_factory.mktemp("gpus") / "landed"))
+    submit("jobs/land_exports.py", *about(lake), "--exports", str(exports.folder))
+    return lake
 
 
-def test_gpus_that_no_executor_has_are_refused_and_not_waited_for(cluster: tuple[Cluster, Path], day: list[str]) -> None:
+def about(lake: Lake) -> list[str]:
+    return ["--home", lake.home, "--ds", DS, "--run-id", "by-hand"]
+
+
+def test_gpus_that_no_executor_has_are_refused_and_not_waited_for(cluster: tuple[Cluster, Path], tmp_path: Path) -> None:
     running, _ = cluster
     with pytest.raises(ProgramFailedError, match="the executors were started without GPUs") as refused:
-        submit("jobs/embed_pins.py", *day, master=running.master, conf={**running.conf, **ASKED})
+        submit("jobs/embed_pins.py", *about(Lake(str(tmp_path))), master=running.master, conf={**running.conf, **ASKED})
     assert "exit status 2" in str(refused.value)
     assert "Traceback" not in str(refused.value)
 
 
-def test_each_task_encodes_on_its_own_gpu(cluster: tuple[Cluster, Path], day: list[str]) -> None:
+def test_local_mode_says_that_the_cpu_encodes(landed: Lake, tmp_path: Path) -> None:
+    lake = Lake(str(tmp_path / "local"))
+    shutil.copytree(landed.home, lake.home)
+    done = submit("jobs/embed_pins.py", *about(lake), conf=ASKED, master="local[1]")
+    assert "spark.pinlake.encode.gpus is set, but local[1] schedules no GPUs: the CPU encodes" in done.output
+    assert "encodes on cpu with 1 cores" in done.output
+
+
+def test_each_task_encodes_on_its_own_gpu(cluster: tuple[Cluster, Path], landed: Lake) -> None:
     running, work = cluster
     conf = {
         **running.conf,
@@ -59,15 +72,7 @@ def test_each_task_encodes_on_its_own_gpu(cluster: tuple[Cluster, Path], day: li
         # There is no CUDA here: the addresses are those of a CPU.
         "spark.executorEnv.PINLAKE_GPU_DEVICE": "cpu",
     }
-    submit("jobs/embed_pins.py", *day, master=running.master, conf={**conf, **ASKED})
+    submit("jobs/embed_pins.py", *about(landed), master=running.master, conf={**conf, **ASKED})
     said = "\n".join(log.read_text(errors="replace") for log in work.rglob("stderr"))
     assert set(re.findall(r"encodes on (\S+) with (\d) cores", said)) == {("cpu:0", "1"), ("cpu:1", "1")}
-    assert read_rows(Lake(day[1]).open(PIN_EMBEDDINGS), ["pin_id"]).num_rows > 0
-
-
-def test_local_mode_says_that_the_cpu_encodes(exports: Exports, tmp_path: Path) -> None:
-    common = ["--home", str(tmp_path), "--ds", DS, "--run-id", "by-hand"]
-    submit("jobs/land_exports.py", *common, "--exports", str(exports.folder))
-    done = submit("jobs/embed_pins.py", *common, conf=ASKED)
-    assert "spark.pinlake.encode.gpus is set, but local[2] schedules no GPUs: the CPU encodes" in done.output
-    assert "encodes on cpu with 1 cores" in done.output
+    assert read_rows(landed.open(PIN_EMBEDDINGS), ["pin_id"]).num_rows > 0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import threading
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from demo.days import DEMO_DAYS, EXPECTED_QUARANTINE, Day
-from embedding.contracts import EXPORT_SCHEMAS, NIGHTS, PIN_EMBEDDINGS, PINS, QUARANTINE, TABLES, Reason, TableContract
+from embedding.contracts import EXPORT_SCHEMAS, NIGHTS, PIN_EMBEDDINGS, PINS, QUARANTINE, TABLES, TableContract
 from embedding.tables.exports import ExportError
 from embedding.tables.lake import Lake, data_files, partition_is, partition_version, replace_partition
 from embedding.tables.scan import read_rows
@@ -144,28 +143,11 @@ def test_a_changed_export_replaces_the_day_and_encodes_only_the_change(
     assert dropped not in {row["pin_id"] for row in rows(lake, PIN_EMBEDDINGS) if row["ds"] == DAY_3}
 
 
-def test_a_quarantined_pin_is_tried_again_only_when_someone_asks(
-    lake_of_three_nights: Lake, exports: Exports, run_night: RunNight, tmp_path: Path
+def test_a_pin_with_a_vector_and_a_reason_is_settled_anew(
+    lake_of_three_nights: Lake, run_night: RunNight, tmp_path: Path
 ) -> None:
     lake = Lake(str(tmp_path / "copy"))
     shutil.copytree(lake_of_three_nights.home, lake.home)
-    missing = next(row for row in rows(lake, QUARANTINE) if row["reason"] == Reason.MISSING_IMAGE)
-    picture = next(row for row in rows(lake, PINS) if row["ds"] == DAY_1 and row["image_uri"])["image_uri"]
-    target = Path(missing["image_uri"].removeprefix("file://"))
-    shutil.copy(picture.removeprefix("file://").replace("%20", " "), target)
-    try:
-        run_night(lake, DAY_2, "unasked")
-        assert night(lake, "unasked")["quarantined"] == sum(EXPECTED_QUARANTINE.values())
-        run_night(lake, DAY_2, "asked", retry=True)
-        assert night(lake, "asked")["quarantined"] == sum(EXPECTED_QUARANTINE.values()) - 1
-        assert night(lake, "asked")["encoded"] == 1
-    finally:
-        target.unlink()
-
-
-def test_a_pin_with_a_vector_and_a_reason_is_settled_anew(run_night: RunNight, tmp_path: Path) -> None:
-    lake = Lake(str(tmp_path))
-    assert run_night(lake, DAY_1, "first") == 0
     (version,) = {file.partition["embedding_version"] for file in data_files(lake.open(PIN_EMBEDDINGS))}
     where = partition_is(ds=DAY_1, embedding_version=version)
     row: dict[str, Any] = read_rows(lake.open(PIN_EMBEDDINGS), None, where).to_pylist()[0]
@@ -178,29 +160,6 @@ def test_a_pin_with_a_vector_and_a_reason_is_settled_anew(run_night: RunNight, t
     replace_partition(lake, QUARANTINE, partition, stager.files, expected_version=seen, run_id="late")
     assert run_night(lake, DAY_1, "second") == 0
     assert read_rows(lake.open(QUARANTINE), ["pin_id"], partition_is(**partition)).num_rows == 0
-
-
-def test_two_runs_of_one_day_at_once_end_as_one(lake_of_three_nights: Lake, run_night: RunNight, tmp_path: Path) -> None:
-    lake = Lake(str(tmp_path))
-    statuses: dict[str, int | BaseException] = {}
-
-    def run(name: str) -> None:
-        try:
-            statuses[name] = run_night(lake, DAY_3, name)
-        except BaseException as error:  # noqa: BLE001 - shown by the assertion
-            statuses[name] = error
-
-    threads = [threading.Thread(target=run, args=(name,)) for name in ("one", "two")]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert statuses == {"one": 0, "two": 0}
-    alone = {name: [row for row in found if row[0] == DAY_3] for name, found in content(lake_of_three_nights).items()}
-    assert content(lake) == alone
-    for name in ("pins", "pin_embeddings"):
-        on_disk = list(Path(lake.table_uri(TABLES[name])).rglob("*.parquet"))
-        assert len(on_disk) >= len(data_files(lake.open(TABLES[name])))
 
 
 def test_a_night_that_fails_its_gate_says_why_and_is_not_released(

@@ -17,11 +17,10 @@ from embedding.tables.scan import read_rows
 
 
 @pytest.fixture(scope="module")
-def lake(lake_of_three_nights: Lake, tmp_path_factory: pytest.TempPathFactory) -> Lake:
+def lake(released_lake: Lake, tmp_path_factory: pytest.TempPathFactory) -> Lake:
     """A copy with a live release."""
-    copy = Lake(str(tmp_path_factory.mktemp("released") / "home"))
-    shutil.copytree(lake_of_three_nights.home, copy.home)
-    assert release(copy, "first") == 0
+    copy = Lake(str(tmp_path_factory.mktemp("releases") / "home"))
+    shutil.copytree(released_lake.home, copy.home)
     return copy
 
 

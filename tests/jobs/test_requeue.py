@@ -24,16 +24,10 @@ def quarantined(lake: Lake) -> list[dict[str, Any]]:
 
 
 @pytest.fixture(scope="module")
-def released(lake_of_three_nights: Lake, tmp_path_factory: pytest.TempPathFactory) -> Lake:
-    """A lake of its own, with a live release."""
-    from jobs import build_index, check_index, publish_index
-
+def released(released_lake: Lake, tmp_path_factory: pytest.TempPathFactory) -> Lake:
+    """A copy, with a live release."""
     lake = Lake(str(tmp_path_factory.mktemp("requeue") / "lake"))
-    shutil.copytree(lake_of_three_nights.home, lake.home)
-    common = ["--home", lake.home, "--run-id", "first"]
-    build_index.main(common)
-    check_index.main(common)
-    publish_index.main(common)
+    shutil.copytree(released_lake.home, lake.home)
     return lake
 
 
@@ -43,7 +37,11 @@ def requeue(lake: Lake, run_id: str, *args: str) -> int:
     return requeue_pins.main(["--home", lake.home, "--run-id", run_id, *args])
 
 
-def test_mended_pins_come_back_by_pin_and_all_others_stay_as_they_are(released: Lake, caplog: pytest.LogCaptureFixture) -> None:
+def test_mended_pins_come_back_when_asked_for_and_all_others_stay_as_they_are(
+    released: Lake, caplog: pytest.LogCaptureFixture
+) -> None:
+    from jobs import embed_pins
+
     before = quarantined(released)
     versions = [released.open(contract).version() for contract in (PIN_EMBEDDINGS, QUARANTINE, NIGHTS)]
     missing = next(row for row in before if row["reason"] == Reason.MISSING_IMAGE)
@@ -59,6 +57,8 @@ def test_mended_pins_come_back_by_pin_and_all_others_stay_as_they_are(released: 
     mended = Path(unquote(missing["image_uri"].removeprefix("file://")))
     shutil.copy(unquote(good.removeprefix("file://")), mended)
     try:
+        embed_pins.main(["--home", released.home, "--ds", DAY_2, "--run-id", "unasked"])
+        assert [released.open(contract).version() for contract in (PIN_EMBEDDINGS, QUARANTINE)] == versions[:2]
         assert requeue(released, "mended", "--retry-pins", str(missing["pin_id"])) == 0
     finally:
         mended.unlink()
