@@ -4,7 +4,7 @@ PINLAKE_HOME ?= .pinlake
 CACHE ?= .cache/openclipart
 PY := .venv/bin/python
 # Airflow's nights in one process, all other files in the other (tests/conftest.py).
-PYTEST_WORKERS ?= --numprocesses 2 --dist loadgroup --no-loadscope-reorder
+PYTEST_WORKERS ?= --numprocesses 2 --dist loadfile --no-loadscope-reorder
 export PINLAKE_HOME
 
 .DEFAULT_GOAL := help

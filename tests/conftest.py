@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
+from xdist.scheduler import LoadScopeScheduling
 
 from demo.airflow import LAPTOP_SPARK_CONF
 from demo.days import DEMO_DAYS, Day, write_days
@@ -22,19 +26,30 @@ REPO = Path(__file__).resolve().parents[1]
 PICTURES = 60
 
 
-NIGHTS = "lake_of_three_nights"
+_LAKE = re.compile(r"\b(lake_of_three_nights|released_lake)\b")
 
 
-@pytest.hookimpl(tryfirst=True)
+@cache
+def reads_the_lake(file: str) -> bool:
+    """Whether a file's tests read the lake of three nights."""
+    return bool(_LAKE.search((REPO / file).read_text()))
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """A file's tests run in one process, and all files that read the lake of three nights in the same: it is made once.
+    """Airflow's nights take longest, so they start first; the other process meanwhile begins with the lake's files."""
+    items.sort(key=lambda item: (item.get_closest_marker("e2e") is None, not reads_the_lake(item.nodeid.split("::")[0])))
 
-    Airflow's nights take longest, so they start first; the other process meanwhile begins with that lake's files.
-    """
-    of_nights = {item.path for item in items if NIGHTS in getattr(item, "fixturenames", ())}
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group(NIGHTS if item.path in of_nights else str(item.path)))
-    items.sort(key=lambda item: (item.get_closest_marker("e2e") is None, item.path not in of_nights))
+
+class ByFile(LoadScopeScheduling):  # type: ignore[misc] # xdist has no types for it
+    """A file's tests run in one process, and all files that read the lake of three nights in the same: it is made once."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.split("::")[0]
+        return "the lake" if reads_the_lake(file) else file
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByFile:
+    return ByFile(config, log)
 
 
 @pytest.fixture(scope="session")
