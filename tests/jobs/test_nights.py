@@ -163,12 +163,14 @@ def test_a_pin_with_a_vector_and_a_reason_is_settled_anew(
 
 
 def test_a_night_that_fails_its_gate_says_why_and_is_not_released(
-    exports: Exports, run_night: RunNight, tmp_path: Path
+    lake_of_three_nights: Lake, run_night: RunNight, tmp_path: Path
 ) -> None:
     from embedding.index.release import ReleaseError
     from jobs import build_index
 
-    lake = Lake(str(tmp_path))
+    lake = Lake(str(tmp_path / "copy"))
+    shutil.copytree(lake_of_three_nights.home, lake.home)
+    shutil.rmtree(lake.table_uri(NIGHTS))
     assert run_night(lake, DAY_2, "bad", min_coverage=0.999) == 3
     failed = night(lake, "bad")
     assert failed["status"] == "failed"
