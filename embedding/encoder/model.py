@@ -45,7 +45,7 @@ CPU_TEXTS_A_PASS = 8
 
 SCALED_MARGIN = 2
 """A scaled JPEG is decoded to at least so many times the image tower's side, so that the resize that follows still filters.
-Without the margin a twentieth of a picture's neighbours change; with it one or two in a hundred (benchmarks/shortcuts.py)."""
+Without the margin six to eight in a hundred of a picture's neighbours change; with it one or two (benchmarks/shortcuts.py)."""
 
 _CHARS_A_TOKEN = 32  # more than any tokenizer here averages; open_clip's takes quadratic time over one long word
 _MAX_CACHED_WORDS = 200_000
