@@ -46,6 +46,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from benchmarks.encode_past import past_rows
+from benchmarks.encode_programs import measure_program, peer_program, peer_rows, pinlake_row
 from benchmarks.encode_report import PACKAGES, Report, judge
 from benchmarks.encode_rows import (
     DECODE,
@@ -59,12 +60,8 @@ from benchmarks.encode_rows import (
     ceiling_row,
     decode_rows,
     layouts,
-    measure_program,
     model_row,
     model_rows,
-    peer_program,
-    peer_rows,
-    pinlake_row,
 )
 from benchmarks.machine import describe_machine, machine_line
 from benchmarks.peers.environments import PEERS, peer_environment

@@ -10,18 +10,11 @@ from benchmarks.encode_past import PAST_IMAGES
 from benchmarks.encode_rows import ARCHITECTURE, CEILING, PINLAKE, Bench, Row, cores
 from benchmarks.machine import describe_machine, machine_line
 from benchmarks.peers.environments import PEERS
+from benchmarks.results_of import Verdict
 from embedding.cli import format_table
 
 GOAL_CEILING, GOAL_DOCUMENTED, GOAL_TUNED = 0.9, 2.0, 1.0
 PACKAGES = ("torch", "open_clip_torch", "pillow", "pyspark", "deltalake", "pyarrow")
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """One comparison of the claim."""
-
-    sentence: str
-    holds: bool
 
 
 # -- the claim -----------------------------------------------------------------------------------------------------------------

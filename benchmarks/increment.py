@@ -39,7 +39,7 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from benchmarks.machine import describe_machine, machine_line
-from benchmarks.results_of import keep
+from benchmarks.results_of import Verdict, keep
 from benchmarks.spark import Run, run, submit
 from benchmarks.synthetic_lake import Expected, SyntheticLake, day_name
 from embedding.cli import format_table
@@ -225,14 +225,6 @@ def measure(pins: int, nights: int, folder: Path) -> Size:
         bytes=count_bytes(lake.lake, measured[-1].ds),
         peers=run_peers(lake, measured[-1].ds, folder),
     )
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """A part of the claim, and whether it holds."""
-
-    sentence: str
-    holds: bool
 
 
 def judge(sizes: Sequence[Size]) -> list[Verdict]:

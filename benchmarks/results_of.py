@@ -1,13 +1,25 @@
-"""Where a benchmark's figures go: to the file that was asked for, and, of a full run, to benchmarks/results."""
+"""What a benchmark found of its claim, and where its figures go.
+
+To the file that was asked for, and, of a full run, to benchmarks/results.
+"""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 RESULTS_FOLDER = Path(__file__).parent / "results"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A part of the claim, and whether it holds."""
+
+    sentence: str
+    holds: bool
 
 
 def keep(figures: Mapping[str, Any], text: str, json_file: Path | None, full_run: str | None) -> None:

@@ -96,12 +96,10 @@ def run_night(exports: Exports, spark_environment: None) -> RunNight:
     """Runs land, embed and check of a day in this process; returns the check's exit status."""
     from jobs import check_night, embed_pins, land_exports
 
-    def run(
-        lake: Lake, ds: str, run_id: str, *, folder: Path | None = None, min_coverage: float = 0.1, retry: bool = False
-    ) -> int:
+    def run(lake: Lake, ds: str, run_id: str, *, folder: Path | None = None, min_coverage: float = 0.1) -> int:
         common = ["--home", lake.home, "--ds", ds, "--run-id", run_id]
         land_exports.main([*common, "--exports", str(folder or exports.folder)])
-        embed_pins.main([*common, *(["--retry-quarantined"] if retry else [])])
+        embed_pins.main(common)
         return check_night.main([*common, "--min-coverage", str(min_coverage)])
 
     return run

@@ -46,22 +46,22 @@ class Servers:
 
     def __init__(self) -> None:
         self._failed: dict[str, int] = {}
-        self._closed_until: dict[str, float] = {}
+        self._left_alone_until: dict[str, float] = {}
 
     def check(self, server: str, now: float, uri: str) -> None:
         """Raises ImageRejected with FETCH_FAILED where the server is being left alone."""
-        if now < self._closed_until.get(server, now):
+        if now < self._left_alone_until.get(server, now):
             said = f"{server} failed for {self._failed[server]} pictures in a row, and is left alone for a while"
             raise ImageRejected(Reason.FETCH_FAILED, f"{said}: {uri}")
 
     def failed(self, server: str, now: float) -> None:
         self._failed[server] = self._failed.get(server, 0) + 1
         if self._failed[server] >= HOST_FAILURES:
-            self._closed_until[server] = now + HOST_PAUSE_S
+            self._left_alone_until[server] = now + HOST_PAUSE_S
 
     def answered(self, server: str) -> None:
         self._failed.pop(server, None)
-        self._closed_until.pop(server, None)
+        self._left_alone_until.pop(server, None)
 
 
 _SERVERS = Servers()

@@ -11,8 +11,9 @@ import pytest
 from PIL import Image
 
 from benchmarks.encode_past import neighbours_kept
+from benchmarks.encode_programs import measure_program
 from benchmarks.encode_report import judge
-from benchmarks.encode_rows import CEILING, PINLAKE, Bench, Row, Sizes, ceiling_row, measure_parts, measure_program
+from benchmarks.encode_rows import CEILING, PINLAKE, Bench, Row, Sizes, ceiling_row, measure_parts
 from benchmarks.photographs import MIN_BYTES, Photographs, keep_photographs
 from benchmarks.spark import Run
 

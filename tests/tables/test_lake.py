@@ -167,9 +167,8 @@ def test_every_table_has_its_constraints(lake: Lake) -> None:
         assert {f"delta.constraints.{name}" for name in contract.constraints} <= set(configuration)
 
 
-def test_a_commit_whose_answer_was_lost_is_found_again_and_none_of_its_files_deleted(
-    lake: Lake, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def lose_the_first_answer(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The next commit is made, and reported as failed. Returns a list that is empty until then."""
     commit_for_real = DeltaTable.create_write_transaction
     lost: list[int] = []
 
@@ -180,6 +179,13 @@ def test_a_commit_whose_answer_was_lost_is_found_again_and_none_of_its_files_del
             raise CommitFailedError("the store's answer did not arrive")
 
     monkeypatch.setattr(DeltaTable, "create_write_transaction", commit_and_lose_the_answer)
+    return lost
+
+
+def test_a_commit_whose_answer_was_lost_is_found_again_and_none_of_its_files_deleted(
+    lake: Lake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lost = lose_the_first_answer(monkeypatch)
     commit(lake, "2026-11-18", [1, 2])
     assert lost
     assert committed(lake) == {("2026-11-18", 1), ("2026-11-18", 2)}

@@ -19,8 +19,6 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from deltalake import DeltaTable
-from deltalake.exceptions import CommitFailedError
 
 from demo.days import DEMO_DAYS
 from embedding.contracts import NIGHTS, PIN_EMBEDDINGS, TABLES, TableContract
@@ -40,7 +38,7 @@ from embedding.tables.maintenance import (
 from embedding.tables.scan import read_rows
 from jobs.session import StepStatistics
 from tests.conftest import REPO, RunNight
-from tests.tables.test_lake import commit, committed, day, stage
+from tests.tables.test_lake import commit, committed, day, lose_the_first_answer, stage
 
 DAY, NEXT = "2026-11-18", "2026-11-19"
 
@@ -129,16 +127,7 @@ def test_a_rewrite_whose_answer_was_lost_is_found_again_and_none_of_its_files_de
 ) -> None:
     commit_small_files(lake, DAY, range(40))
     before = rows_of(lake, PIN_EMBEDDINGS)
-    commit_for_real = DeltaTable.create_write_transaction
-    lost: list[int] = []
-
-    def commit_and_lose_the_answer(self: DeltaTable, *args: Any, **options: Any) -> None:
-        commit_for_real(self, *args, **options)
-        if not lost:
-            lost.append(1)
-            raise CommitFailedError("the store's answer did not arrive")
-
-    monkeypatch.setattr(DeltaTable, "create_write_transaction", commit_and_lose_the_answer)
+    lost = lose_the_first_answer(monkeypatch)
     assert compact(lake) == 0
     assert lost
     assert rows_of(lake, PIN_EMBEDDINGS).equals(before)
