@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -105,7 +106,9 @@ def test_a_killed_training_goes_on_to_the_same_weights(lake: Lake, recipe_file: 
     (tmp_path / "features-0.npz").write_bytes((trained / "features-0.npz").read_bytes())
     command = [sys.executable, "-m", "embedding.encoder.train", "--home", lake.home, "--training-set", SET_ID]
     command += ["--recipe", str(recipe_file), "--out", str(tmp_path), "--checkpoint-every-s", "0"]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    # As many threads as the first training had: a sum's last bits depend on how it is shared out.
+    environment = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
     while not (tmp_path / CHECKPOINT).is_file():
         assert process.poll() is None, "the training ended before it could be killed"
