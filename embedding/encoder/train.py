@@ -7,7 +7,8 @@ their board, fused and with picture or text left out at times; both at nested di
 processes that torchrun started, on a GPU (bf16) where there is one.
 
 The folder `out` ends with `config.json` and `weights.safetensors`, an encoder like any other, and `training.json`, the record.
-Killed and started again, the training goes on from `checkpoint.safetensors` and ends in the same weights (to the bit on as many threads).
+Killed and started again, the training goes on from `checkpoint.safetensors` and ends in the same weights, to the bit if on
+as many threads.
 
 Shape suffixes: N pins, H hard negatives a pin, E dimensions of a tower's vector, D of a pin's vector.
 """
