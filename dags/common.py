@@ -8,6 +8,8 @@ Settings (read where a DAG file is parsed, so set them alike for scheduler, DAG 
 | PINLAKE_EXPORTS | folder or URI of the platform's exports | $PINLAKE_HOME/exports |
 | PINLAKE_ENCODER | encoder of a lake that has no release yet: a name, or the path of a config | pinclip-base |
 | PINLAKE_ENCODER_RETENTION_DAYS | days for which the encoder before the live one is kept for a rollback | 7 |
+| PINLAKE_RECALL_GOAL | recall@10 that a release is tuned for; the check lets through what is 0.02 below | 0.95 |
+| PINLAKE_INDEX_BYTES_A_VECTOR | what an index may take a vector, pin id included | no limit |
 | PINLAKE_TABLE_RETENTION_HOURS | hours for which files of tables stay that are no longer needed | 168 |
 | PINLAKE_MIGRATION_SLICES | into how many tasks a migration's days are dealt | 4 |
 | PINLAKE_JOBS | folder of the Spark programs | jobs/ beside dags/ |
@@ -78,6 +80,11 @@ def first_encoder() -> str:
 def retention_days() -> str:
     """For how many days the version before the live one is kept."""
     return os.environ.get("PINLAKE_ENCODER_RETENTION_DAYS") or "7"
+
+
+def recall_goal() -> float:
+    """The recall@10 that a release's index is tuned for."""
+    return float(os.environ.get("PINLAKE_RECALL_GOAL") or 0.95)
 
 
 def table_retention_hours() -> int:
@@ -262,6 +269,15 @@ def spark_job(task_id: str, program: str, *args: str, **operator_args: Any) -> S
 def mapped_job(task_id: str, program: str, *args: str, encoders: Any, **operator_args: Any) -> Any:
     """As `spark_job`, a task for each of `encoders`; where there is none, the task is skipped and costs nothing."""
     return SparkJob.partial(**_job_args(task_id, program, *args, **operator_args)).expand(encoder=encoders)
+
+
+def build_and_check(*args: str, encoder: Any, execution_timeout: timedelta) -> tuple[SparkJob, SparkJob]:
+    """The tasks that build a release of an encoder's vectors and check it, with the platform's goal and budget."""
+    budget = os.environ.get("PINLAKE_INDEX_BYTES_A_VECTOR")
+    wanted = ("--recall-goal", f"{recall_goal():g}", *(("--bytes-a-vector", budget) if budget else ()))
+    build = spark_job("build", "build_index.py", *args, *wanted, encoder=encoder, execution_timeout=execution_timeout)
+    least = ("--min-recall", f"{recall_goal() - 0.02:g}")
+    return build, spark_job("check", "check_index.py", *least, retry_policy=StopWhenCheckFails())
 
 
 def _job_args(task_id: str, program: str, *args: str, **operator_args: Any) -> dict[str, Any]:

@@ -28,6 +28,7 @@ from dags.common import (
     MIGRATION_POOL,
     POINTER_POOL,
     StopWhenCheckFails,
+    build_and_check,
     choose_encoders,
     migration_slices,
     spark_job,
@@ -67,8 +68,7 @@ with DAG(
         for i in range(slices)
     ]
     catch_up = spark_job("catch_up", "migrate_pins.py", "--to", TO, *at_least, **slow)
-    build = spark_job("build", "build_index.py", encoder=chosen["candidate"], execution_timeout=timedelta(hours=12))
-    check = spark_job("check", "check_index.py", retry_policy=StopWhenCheckFails())
+    build, check = build_and_check(encoder=chosen["candidate"], execution_timeout=timedelta(hours=12))
     allow = "{{ '--allow-worse' if params.allow_worse else '' }}"
     compare = spark_job("compare", "compare_encoders.py", allow, retry_policy=StopWhenCheckFails())
     cut_over = spark_job("cut_over", "publish_index.py", "--cut-over", pool=POINTER_POOL)

@@ -1,8 +1,10 @@
 """A release of the index: built from the checked embeddings, checked against exact search, published in one move.
 
 1. **choose_encoders**: the version that is live now is the one that is built.
-2. **build**: shards, files and manifest of a candidate. Nobody reads it yet.
-3. **check**: SHA-256 of every file, row count against the table's version, recall@10 against exact search.
+2. **build**: the recipe (chosen by trying, kept from night to night), shards, files and manifest of a candidate. Nobody
+   reads it yet.
+3. **check**: SHA-256 of every file, rows and ids against the tables' versions, known pins, recall@10 against exact search,
+   latency, overlap with the live release.
 4. **publish**: the candidate becomes live by one atomic change of the pointer; the previous release stays for rollback. If
    another version went live since step 1, this fails and changes nothing: the next night's release is of that version.
 5. **retire**: a version that served before is deleted once it has been kept for its retention. Mostly there is none.
@@ -23,7 +25,7 @@ from dags.common import (
     DAY,
     PIN_EMBEDDINGS,
     POINTER_POOL,
-    StopWhenCheckFails,
+    build_and_check,
     choose_encoders,
     day_of,
     day_param,
@@ -47,8 +49,7 @@ with DAG(
     params={"ds": day_param()},
 ) as dag:
     chosen = choose_encoders("leaving")
-    build = spark_job("build", "build_index.py", "--ds", DAY, encoder=chosen["live"], execution_timeout=timedelta(hours=6))
-    check = spark_job("check", "check_index.py", retry_policy=StopWhenCheckFails())
+    build, check = build_and_check("--ds", DAY, encoder=chosen["live"], execution_timeout=timedelta(hours=6))
     publish = spark_job("publish", "publish_index.py", pool=POINTER_POOL, execution_timeout=timedelta(minutes=15))
     kept = ("--retention-days", retention_days())
     retire = mapped_job("retire", "retire_encoders.py", *kept, encoders=chosen, pool=POINTER_POOL)

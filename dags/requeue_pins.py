@@ -16,7 +16,7 @@ from datetime import timedelta
 
 from airflow.sdk import DAG, Param
 
-from dags.common import POINTER_POOL, StopWhenCheckFails, choose_encoders, spark_job, task_policy
+from dags.common import POINTER_POOL, StopWhenCheckFails, build_and_check, choose_encoders, spark_job, task_policy
 from embedding.contracts import EMBED_REASONS
 
 with DAG(
@@ -44,8 +44,7 @@ with DAG(
     requeue = spark_job(
         "requeue", "requeue_pins.py", *asked, retry_policy=StopWhenCheckFails(), execution_timeout=timedelta(hours=8)
     )
-    build = spark_job("build", "build_index.py", encoder=chosen["live"], execution_timeout=timedelta(hours=6))
-    check = spark_job("check", "check_index.py", retry_policy=StopWhenCheckFails())
+    build, check = build_and_check(encoder=chosen["live"], execution_timeout=timedelta(hours=6))
     publish = spark_job("publish", "publish_index.py", pool=POINTER_POOL, execution_timeout=timedelta(minutes=15))
 
     chosen >> requeue >> build >> check >> publish

@@ -1,130 +1,130 @@
-"""Builds an index release of all current pins: train, fill shards on the executors, merge, measure, write the manifest.
+"""Builds an index release of all current pins: choose a recipe, train, fill and merge, measure, write the manifest.
 
     spark-submit jobs/build_index.py --home .pinlake --ds 2026-11-18 --run-id by-hand --encoder live
 
 A release holds the current state over every day whose latest night passed its gate under the encoder, at one version of each
 table; `--ds` only says which night asked. If a release of that very state exists, it is taken as it is.
+
+The recipe is chosen by trying (embedding/index/tuning.py) and kept while the lake stays between half and twice as large, the
+goal and the budget are the same, and the finished index reaches the goal.
 """
 
 from __future__ import annotations
 
 import argparse
-import tempfile
+import os
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from pathlib import Path
-from typing import Any
 
 import faiss
 import numpy as np
-import pyarrow as pa
-import pyarrow.fs as pafs
-from pyspark import TaskContext
 from pyspark.sql import DataFrame, SparkSession
 
 from embedding.contracts import EMBEDDING_DIM, NIGHTS
 from embedding.encoder.config import ConfigError, EncoderConfig
-from embedding.index.build import (
-    TRAINING_POINTS_A_CENTROID,
-    cheapest_point,
-    choose_factory,
-    fill_shard,
-    lists_of,
-    merge_shards,
-    train,
-    tune,
-)
+from embedding.index.build import SHARD_BYTES, plan_layout
+from embedding.index.factory import family_of, train_index
+from embedding.index.reader import opened_shards
+from embedding.index.recall import Truth, exact_top_k
 from embedding.index.release import (
-    INDEX_FILE,
     MANIFEST,
     Manifest,
     ReleaseError,
-    ReleaseFile,
+    live_release_id,
     make_release_id,
+    read_manifest,
     release_uri,
     write_candidate,
 )
+from embedding.index.tuning import RECALL_GOAL, TOP, Choice, best_point, candidates, choose, sweep, training_rows, try_recipes
 from embedding.tables import storage
-from embedding.tables.exports import file_sha256
 from embedding.tables.lake import Lake
-from jobs.current import PIN_COLUMNS, CurrentState, batch_vectors, current_pins, current_state, exact_neighbours, sample_pins
-from jobs.session import ArrowRows, arguments, day_argument, job_encoder, log, map_arrow, run_program, spark_session
+from jobs.current import PIN_COLUMNS, TIES_KNOWN, CurrentState, current_pins, current_state, exact_neighbours, sample_pins
+from jobs.release_files import fill_pieces, merge_shards, write_attributes
+from jobs.session import arguments, day_argument, job_encoder, log, run_program, spark_session
 
-ROWS_A_SHARD = 1_000_000
-RECIPE_VERSION = 1
+RECIPE_VERSION = 2
 QUERIES = 500
-
-_SHARD = pa.schema([("shard", pa.string()), ("rows", pa.int64())])
-_DESCRIBED = pa.schema([pa.field(name, pa.int64() if name.endswith("_id") else pa.string()) for name in PIN_COLUMNS])
+TRIAL_ROWS = 50_000
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = arguments(__doc__, ds=False, encoder=True)
     parser.add_argument("--ds", type=day_argument, help="the day of the night that asked, for the log")
+    parser.add_argument("--recall-goal", type=_share, default=RECALL_GOAL, help="recall@10 to reach (default %(default)s)")
+    parser.add_argument("--bytes-a-vector", type=float, help="what the index may take, pin id included (default: no limit)")
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="cores that the reader will have")
+    parser.add_argument("--try-again", action="store_true", help="try the recipes, though an earlier release's could be kept")
     return parser.parse_args(argv)
 
 
-def fill_shards(current: DataFrame, trained: bytes, work_uri: str) -> list[tuple[str, int]]:
-    """Each executor task adds its pins to a copy of the trained index, and writes a shard and its pins' descriptions."""
-
-    def fill(batches: ArrowRows) -> ArrowRows:
-        context = TaskContext.get()
-        name = f"{context.partitionId() if context else 0:05d}"
-        with tempfile.TemporaryDirectory() as folder:
-            described = Path(folder) / f"pins-{name}.parquet"
-            with pa.OSFile(str(described), "wb") as sink, _parquet_writer(sink) as writer:
-                rows = fill_shard(trained, _written(batches, writer), Path(folder) / f"shard-{name}.faiss")
-            filesystem, path = storage.filesystem_of(work_uri)
-            pafs.copy_files(folder, path, source_filesystem=pafs.LocalFileSystem(), destination_filesystem=filesystem)
-        yield pa.RecordBatch.from_pylist([{"shard": name, "rows": rows}], schema=_SHARD)
-
-    return [(row.shard, row.rows) for row in map_arrow(current, fill, _SHARD).collect()]
+def _share(text: str) -> float:
+    share = float(text)
+    if not 0 < share <= 1:
+        raise argparse.ArgumentTypeError("above 0, at most 1")
+    return share
 
 
-def _parquet_writer(sink: Any) -> Any:
-    import pyarrow.parquet as pq
+def kept_choice(lake: Lake, version: str, rows: int, args: argparse.Namespace) -> Choice | None:
+    """The live release's choice, where it is still to the point."""
+    live = live_release_id(lake)
+    if live is None or args.try_again:
+        return None
+    manifest = read_manifest(lake, live)
+    choice = manifest.choice
+    if choice is None or manifest.embedding_version != version or manifest.recall_at_10 < args.recall_goal:
+        return None
+    alike = (choice.recall_goal, choice.bytes_budget) == (args.recall_goal, args.bytes_a_vector)
+    return choice if alike and choice.rows / 2 <= rows <= choice.rows * 2 else None
 
-    return pq.ParquetWriter(sink, _DESCRIBED, compression="zstd", write_page_index=True)
 
-
-def _written(batches: ArrowRows, writer: Any) -> Any:
-    """The batches' vectors and ids, after writing what describes them."""
-    for batch in batches:
-        writer.write_batch(batch.select(_DESCRIBED.names).cast(_DESCRIBED))
-        yield batch_vectors(batch)
+def try_on_sample(current: DataFrame, rows: int, release_id: str, args: argparse.Namespace) -> Choice:
+    """Tries what is plausible for so many rows on a sample of them. Memory: the sample, once a recipe."""
+    vectors_ND, ids_N = sample_pins(current, rows, TRIAL_ROWS, seed=1)
+    queries_QD, query_ids = sample_pins(current, rows, QUERIES, seed=2)
+    near = exact_top_k(queries_QD, [(vectors_ND, ids_N)], min(TIES_KNOWN, len(ids_N)))
+    settings = {"goal": args.recall_goal, "threads": args.threads, "bytes_budget": args.bytes_a_vector}
+    factories = candidates(rows, EMBEDDING_DIM, args.bytes_a_vector)
+    # A sample has fewer lists than the whole: what is compared is the families.
+    scaled = candidates(min(rows, len(ids_N)), EMBEDDING_DIM, args.bytes_a_vector) if len(ids_N) < rows / 2 else factories
+    by_family = dict(zip(map(family_of, scaled), scaled, strict=True))
+    tried = [by_family[family_of(name)] for name in factories if family_of(name) in by_family]
+    try:
+        trials = try_recipes(tried, vectors_ND, ids_N, queries_QD, Truth.of(*near, query_ids, TOP), **settings)
+        choice = choose(trials, rows=rows, chosen_by=release_id, **settings)
+    except ValueError as error:
+        raise ReleaseError(str(error)) from error
+    whole = next(name for name in factories if family_of(name) == family_of(choice.factory))
+    return Choice(**vars(choice) | {"factory": whole})
 
 
 def build(
-    spark: SparkSession, lake: Lake, state: CurrentState, release_id: str, config: EncoderConfig, run_id: str
+    spark: SparkSession, lake: Lake, state: CurrentState, release_id: str, config: EncoderConfig, args: argparse.Namespace
 ) -> Manifest:
     """Writes all files of the release, the manifest last. An earlier, unfinished attempt is overwritten."""
-    current = current_pins(spark, lake, state).persist()
+    current = current_pins(spark, lake, state, (*PIN_COLUMNS, "tags")).persist()
     rows = current.count()
     if not rows:
         raise ReleaseError(f"no current pin has a vector of {state.embedding_version}: there is nothing to release")
-    factory = choose_factory(rows)
-    training = sample_pins(current, rows, lists_of(factory) * TRAINING_POINTS_A_CENTROID, seed=1)
-    trained = train(factory, EMBEDDING_DIM, training[0])
-    shards = max(min(2, rows // 100), rows // ROWS_A_SHARD, 1)
-    work_uri = f"{lake.releases_uri}/.building-{release_id}"
-    _clear(work_uri)
-    filled = fill_shards(current.repartition(shards), trained, work_uri)
-    if sum(count for _, count in filled) != rows:
-        raise ReleaseError(f"{rows} pins went in, but the shards hold {sum(count for _, count in filled)}")
+    choice = kept_choice(lake, state.embedding_version, rows, args) or try_on_sample(current, rows, release_id, args)
+    trained = train_index(choice.factory, EMBEDDING_DIM, sample_pins(current, rows, training_rows(choice.factory), seed=1)[0])
+    size = next(
+        (t.bytes_a_vector for t in choice.trials if family_of(t.factory) == family_of(choice.factory)), 4.0 * EMBEDDING_DIM
+    )
+    layout = plan_layout(choice.factory, rows, size, int(os.environ.get("PINLAKE_SHARD_BYTES") or SHARD_BYTES))
+    root, work_uri = release_uri(lake, release_id), f"{lake.releases_uri}/.building-{release_id}"
+    storage.delete_folder(work_uri)
+    threads = args.threads if layout.pieces == 1 else 1
+    filled = fill_pieces(current, layout, trained, threads, work_uri, root)
+    if sum(filled.rows.values()) != rows:
+        raise ReleaseError(f"{rows} pins went in, but the pieces hold {sum(filled.rows.values())}")
+    merged, shards = merge_shards(spark, layout, list(filled.rows), trained, work_uri, root)
+    files = filled.files | merged.files | write_attributes(current, layout.shards, root).files
     queries_QD, query_ids = sample_pins(current, rows, QUERIES, seed=2)
-    exact_QK = exact_neighbours(current, queries_QD, query_ids)
-    with tempfile.TemporaryDirectory() as folder:
-        local = Path(folder)
-        filesystem, path = storage.filesystem_of(work_uri)
-        pafs.copy_files(path, folder, source_filesystem=filesystem, destination_filesystem=pafs.LocalFileSystem())
-        shard_files = sorted(local.glob("shard-*.faiss"))
-        merge_shards(trained, shard_files, local / INDEX_FILE)
-        for shard in shard_files:
-            shard.unlink()
-        sweep = tune(faiss.read_index(str(local / INDEX_FILE)), factory, queries_QD, query_ids, exact_QK)
-        point = cheapest_point(sweep)
-        files = {p.name: ReleaseFile(p.stat().st_size, file_sha256(str(p))) for p in sorted(local.iterdir())}
-        _upload(local, release_uri(lake, release_id))
+    truth = exact_neighbours(current, queries_QD, query_ids)
+    with opened_shards(root, shards) as opened:
+        points = sweep(opened, choice.factory, queries_QD, truth, goal=args.recall_goal, threads=args.threads)
+    point = best_point(points, args.recall_goal)
     manifest = Manifest(
         release_id=release_id,
         ds=state.days[-1],
@@ -132,33 +132,22 @@ def build(
         encoder=config.name,
         rows=rows,
         dim=EMBEDDING_DIM,
-        factory=factory,
-        nprobe=point.nprobe,
+        factory=choice.factory,
+        setting=point.setting,
         recall_at_10=point.recall_at_10,
         days=state.days,
         pins_version=state.pins_version,
         pin_embeddings_version=state.pin_embeddings_version,
-        built_by=run_id,
+        built_by=args.run_id,
         built_at=datetime.now(UTC).isoformat(timespec="milliseconds"),
         files=files,
-        sweep=sweep,
+        shards=shards,
+        sweep=points,
+        choice=choice,
     )
-    storage.write_atomic(f"{release_uri(lake, release_id)}/{MANIFEST}", manifest.to_json())
-    _clear(work_uri)
+    storage.write_atomic(f"{root}/{MANIFEST}", manifest.to_json())
+    storage.delete_folder(work_uri)
     return manifest
-
-
-def _upload(folder: Path, uri: str) -> None:
-    filesystem, path = storage.filesystem_of(uri)
-    filesystem.create_dir(path, recursive=True)
-    pafs.copy_files(str(folder), path, source_filesystem=pafs.LocalFileSystem(), destination_filesystem=filesystem)
-
-
-def _clear(uri: str) -> None:
-    filesystem, path = storage.filesystem_of(uri)
-    if filesystem.get_file_info(path).type == pafs.FileType.Directory:
-        filesystem.delete_dir(path)
-    filesystem.create_dir(path, recursive=True) if not uri.endswith("/") else None
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -168,19 +157,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not lake.exists(NIGHTS):
         raise ReleaseError(f"no night has run under {lake.home}: there is nothing to release")
     state = current_state(lake, encoder.version)
-    release_id = make_release_id(state.days[-1], {**vars(state), "recipe": RECIPE_VERSION, "faiss": faiss.__version__})
+    recipe = {"recipe": RECIPE_VERSION, "goal": args.recall_goal, "budget": args.bytes_a_vector, "faiss": faiss.__version__}
+    release_id = make_release_id(state.days[-1], {**vars(state), **recipe})
     if storage.exists(f"{release_uri(lake, release_id)}/{MANIFEST}"):
         log.info("%s: release %s of this state exists already", args.ds or encoder.version, release_id)
     else:
-        manifest = build(spark_session(f"build {release_id}"), lake, state, release_id, encoder.config, args.run_id)
-        log.info(
-            "%s: %d rows, %s, nprobe %d, recall@10 %.4f",
-            release_id,
-            manifest.rows,
-            manifest.factory,
-            manifest.nprobe,
-            manifest.recall_at_10,
-        )
+        manifest = build(spark_session(f"build {release_id}"), lake, state, release_id, encoder.config, args)
+        said = (release_id, manifest.rows, manifest.factory, manifest.setting, manifest.recall_at_10)
+        log.info("%s: %d rows, %s, %s, recall@10 %.4f", *said)
+        if manifest.choice:
+            log.info("recipe of %s: %s", manifest.choice.chosen_by, manifest.choice.why)
     write_candidate(lake, args.run_id, release_id)
 
 

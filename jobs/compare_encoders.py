@@ -28,11 +28,11 @@ from deltalake import DeltaTable
 from embedding.cli import format_table
 from embedding.contracts import PINS, QUARANTINE
 from embedding.encoder.config import ConfigError
-from embedding.index.build import RECALL_GOAL
 from embedding.index.cut_over import Comparison, write_comparison
 from embedding.index.reader import Release, open_live
 from embedding.index.recall import Ids
 from embedding.index.release import Manifest, ReleaseError, read_candidate, read_check, read_manifest
+from embedding.index.tuning import RECALL_GOAL
 from embedding.quality.releases import compare_neighbours
 from embedding.tables.lake import Lake, PartitionFilter, partition_is
 from embedding.tables.scan import projected_schema, scan

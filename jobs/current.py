@@ -16,9 +16,9 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from embedding.contracts import PIN_EMBEDDINGS, PINS, QUARANTINE
-from embedding.index.build import TOP
-from embedding.index.recall import Floats, Ids, drop_self, exact_top_k, merge_top_k
+from embedding.index.recall import Floats, Ids, Truth, exact_top_k, merge_top_k
 from embedding.index.release import ReleaseError
+from embedding.index.tuning import TOP
 from embedding.tables.lake import Lake, PartitionFilter
 from embedding.tables.nights import passed_days
 from jobs.session import ArrowRows, map_arrow, read_table
@@ -26,6 +26,8 @@ from jobs.session import ArrowRows, map_arrow, read_table
 PIN_COLUMNS = ("pin_id", "board_id", "title", "image_uri")
 ROW_KEY = ["pin_id", "ds", "source_sha256"]
 """Names one row of `pins` and what is in it; `pin_embeddings` and `quarantine` carry it too."""
+TIES_KNOWN = 100
+"""Neighbours that an exact search keeps a query: more than ten, so that ties for the tenth place are known."""
 
 
 @dataclass(frozen=True)
@@ -61,12 +63,12 @@ def _of_version(state: CurrentState) -> PartitionFilter:
     return lambda partition: partition["ds"] in days and partition["embedding_version"] == state.embedding_version
 
 
-def current_pins(spark: SparkSession, lake: Lake, state: CurrentState) -> DataFrame:
-    """Columns PIN_COLUMNS and `embedding`, one row a current pin."""
+def current_pins(spark: SparkSession, lake: Lake, state: CurrentState, columns: Sequence[str] = PIN_COLUMNS) -> DataFrame:
+    """`columns` of `pins` and `embedding`, one row a current pin."""
     vector_columns = [*ROW_KEY, "embedding"]
     table = lake.open(PIN_EMBEDDINGS, state.pin_embeddings_version)
     vectors = read_table(spark, table, vector_columns, _of_version(state))
-    return latest_pins(spark, lake, state).join(vectors, ROW_KEY, "inner").select(*PIN_COLUMNS, "embedding")
+    return latest_pins(spark, lake, state, columns).join(vectors, ROW_KEY, "inner").select(*columns, "embedding")
 
 
 def settled_rows(spark: SparkSession, lake: Lake, state: CurrentState, also: Sequence[str] = ()) -> DataFrame:
@@ -109,20 +111,22 @@ def sample_pins(current: DataFrame, rows: int, count: int, seed: int) -> tuple[F
     return np.concatenate([vectors for vectors, _ in pieces]), np.concatenate([ids for _, ids in pieces])
 
 
-def exact_neighbours(current: DataFrame, queries_QD: Floats, query_ids: Ids) -> Floats:
-    """Scores (Q, 10) of each query's true nearest pins other than itself, by exhaustive search on the executors."""
+def exact_neighbours(current: DataFrame, queries_QD: Floats, query_ids: Ids) -> Truth:
+    """Each query's true ten nearest pins other than itself, by exhaustive search on the executors.
+
+    `query_ids` are the query pins' own, -1 for a query that is no pin.
+    """
     schema = pa.schema([("scores", pa.binary()), ("ids", pa.binary())])
 
     def search(batches: ArrowRows) -> ArrowRows:
-        scores, ids = exact_top_k(queries_QD, _pieces(batches), TOP + 1)
+        scores, ids = exact_top_k(queries_QD, _pieces(batches), TIES_KNOWN)
         yield pa.RecordBatch.from_pylist([{"scores": scores.tobytes(), "ids": ids.tobytes()}], schema=schema)
 
     rows = map_arrow(current.select("pin_id", "embedding"), search, schema).collect()
-    shape = (len(queries_QD), TOP + 1)
+    shape = (len(queries_QD), TIES_KNOWN)
     scores = np.concatenate([np.frombuffer(row.scores, np.float32).reshape(shape) for row in rows], axis=1)
     ids = np.concatenate([np.frombuffer(row.ids, np.int64).reshape(shape) for row in rows], axis=1)
-    best_scores, best_ids = merge_top_k(scores, ids, TOP + 1)
-    return drop_self(best_scores, best_ids, query_ids)[0]
+    return Truth.of(*merge_top_k(scores, ids, TIES_KNOWN), query_ids, TOP)
 
 
 def _pieces(batches: ArrowRows) -> Iterator[tuple[Floats, Ids]]:

@@ -1,129 +1,106 @@
-"""The pieces of an index build, each a plain function over arrays or files: recipe, training, shards, merging, tuning.
+"""The steps of an index build over files: pieces that executors fill from one trained index, merged into shards.
 
-A job trains once in the driver on a bounded sample, lets executors fill shards from that trained index, and merges the
-shards. The search parameter is the cheapest that reaches the recall goal, found by trying.
+A *piece* is what one task fills, a *shard* one file of the release, of at most about `SHARD_BYTES`: so the memory of a build is
+bounded by a shard, however large the lake. Rows are in the order of the pin ids, throughout: a pin's row is found by
+bisection in the ids, and no index keeps ids of its own.
+
+    index-00000.faiss    a FAISS index; its row i is the i-th of the shard's ids
+    ids-00000.npy        the shard's pin ids, int64, ascending
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from math import ceil
 from pathlib import Path
-from typing import Any
 
 import faiss
 import numpy as np
 
-from embedding.index.recall import Floats, Ids, drop_self, recall_at_k
-from embedding.index.release import SearchPoint
+from embedding.index.factory import deserialize, is_mergeable, merge_into
+from embedding.index.recall import Floats, Ids
 
-FLAT_BELOW_ROWS = 1_000
-POINTS_A_CENTROID = 39
-"""FAISS's own minimum for k-means; it warns below."""
-TRAINING_POINTS_A_CENTROID = 64
-RECALL_GOAL = 0.95
-TOP = 10
+SHARD_BYTES = 2 << 30
+ROWS_A_PIECE = 250_000
 
 
-def choose_factory(rows: int) -> str:
-    """The FAISS factory string: exact search for a few rows, else inverted lists of full vectors.
+@dataclass(frozen=True)
+class Shard:
+    """One file of a release's index: its number, its first row among all rows of the release, and how many it has."""
 
-    About 4 sqrt(N) lists, as FAISS's guide and autofaiss have it, but never fewer than 39 rows a list to train from.
+    number: int
+    first_row: int
+    rows: int
+
+    @property
+    def index_file(self) -> str:
+        return f"index-{self.number:05d}.faiss"
+
+    @property
+    def ids_file(self) -> str:
+        return f"ids-{self.number:05d}.npy"
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Into how many shards an index is cut, and each shard into how many pieces."""
+
+    shards: int
+    pieces_a_shard: int
+
+    @property
+    def pieces(self) -> int:
+        return self.shards * self.pieces_a_shard
+
+
+def plan_layout(factory: str, rows: int, bytes_a_vector: float, shard_bytes: int = SHARD_BYTES) -> Layout:
+    """As few shards as `shard_bytes` allows; pieces that fill the executors. A graph is filled in one piece."""
+    shards = max(1, ceil(rows * bytes_a_vector / shard_bytes))
+    if not is_mergeable(factory):
+        return Layout(shards, 1)
+    return Layout(shards, max(1, min(2, rows // 100), ceil(rows / shards / ROWS_A_PIECE)))
+
+
+def fill_piece(trained: bytes, pieces: Iterable[tuple[Floats, Ids]], index_path: Path, ids_path: Path) -> int:
+    """Adds vectors to a copy of the trained index; writes it and the ids. Returns how many. Memory: one piece.
+
+    Raises ValueError where the ids do not ascend.
     """
-    if rows < FLAT_BELOW_ROWS:
-        return "IDMap2,Flat"
-    lists = min(4 * int(rows**0.5), rows // POINTS_A_CENTROID)
-    return f"IVF{1 << max(4, lists.bit_length() - 1)},Flat"
-
-
-def lists_of(factory: str) -> int:
-    """The number of inverted lists in a factory string; 1 for exact search."""
-    return int(factory.removeprefix("IVF").split(",")[0]) if factory.startswith("IVF") else 1
-
-
-def train(factory: str, dim: int, sample_ND: Floats) -> bytes:
-    """An empty, trained index for inner products, serialised for the executors. Deterministic for a given sample."""
-    index = faiss.index_factory(dim, factory, faiss.METRIC_INNER_PRODUCT)
-    if not index.is_trained:
-        faiss.extract_index_ivf(index).cp.seed = 1234
-        index.train(sample_ND)
-    return bytes(faiss.serialize_index(index).tobytes())
-
-
-def fill_shard(trained: bytes, pieces: Iterable[tuple[Floats, Ids]], path: Path) -> int:
-    """Adds vectors to a copy of the trained index and writes it to `path`. Returns how many. Memory: one shard."""
-    index = faiss.deserialize_index(np.frombuffer(trained, np.uint8))
+    index, kept = deserialize(trained), [np.empty(0, np.int64)]
     for vectors_ND, ids_N in pieces:
         if len(ids_N):
-            index.add_with_ids(vectors_ND, ids_N)
-    faiss.write_index(index, str(path))
-    return int(index.ntotal)
+            index.add(vectors_ND)
+            kept.append(ids_N)
+    ids = np.concatenate(kept)
+    if not (ids[1:] > ids[:-1]).all():
+        raise ValueError("the pins of a piece do not ascend, or one comes twice")
+    faiss.write_index(index, str(index_path))
+    np.save(ids_path, ids)
+    return len(ids)
 
 
-def merge_shards(trained: bytes, shards: Sequence[Path], path: Path) -> int:
-    """Merges shards of one trained index into a single file. Returns the number of vectors.
+def merge_pieces(trained: bytes, pieces: Sequence[tuple[Path, Path]], index_path: Path, ids_path: Path) -> int:
+    """Merges pieces, (index, ids) in the order of their rows, into a shard. Returns its rows. Memory: the shard and a piece.
 
-    Shards are taken in the order of their names, so that equal shards give an equal file.
+    Each piece's files are deleted as soon as they are merged.
     """
-    index = faiss.deserialize_index(np.frombuffer(trained, np.uint8))
-    for shard in sorted(shards):
-        piece: Any = faiss.read_index(str(shard))
-        if isinstance(index, faiss.IndexIDMap2 | faiss.IndexIDMap):
-            if piece.ntotal:
-                index.add_with_ids(piece.index.reconstruct_n(0, piece.ntotal), faiss.vector_to_array(piece.id_map))
-        else:
-            index.check_compatible_for_merge(piece)
-            index.merge_from(piece, 0)
-    faiss.write_index(index, str(path))
-    return int(index.ntotal)
-
-
-def set_nprobe(index: faiss.Index, nprobe: int) -> None:
-    """Sets how many lists a query visits; nothing to set on an exact index."""
-    ivf = faiss.try_extract_index_ivf(index)
-    if ivf is not None:
-        ivf.nprobe = nprobe
-
-
-def measure_point(
-    index: faiss.Index,
-    nprobe: int,
-    queries_QD: Floats,
-    self_ids_Q: Ids,
-    exact_scores_QK: Floats,
-    clock: Callable[[], float] = time.perf_counter,
-) -> SearchPoint:
-    """Recall@10 and the time of single queries, one after the other, on one thread."""
-    set_nprobe(index, nprobe)
-    threads = faiss.omp_get_max_threads()
-    faiss.omp_set_num_threads(1)
-    try:
-        results, times = [], []
-        for query in queries_QD:
-            started = clock()
-            results.append(index.search(query[None, :], TOP + 1))
-            times.append(clock() - started)
-    finally:
-        faiss.omp_set_num_threads(threads)
-    scores = np.concatenate([result[0] for result in results])
-    ids = np.concatenate([result[1] for result in results])
-    found, _ = drop_self(scores, ids, self_ids_Q)
-    milliseconds = np.array(times) * 1_000
-    return SearchPoint(
-        nprobe=nprobe,
-        recall_at_10=round(recall_at_k(found, exact_scores_QK), 4),
-        p50_ms=round(float(np.percentile(milliseconds, 50)), 4),
-        p99_ms=round(float(np.percentile(milliseconds, 99)), 4),
-        qps=round(1_000 / float(milliseconds.mean()), 1),
-    )
-
-
-def tune(index: faiss.Index, factory: str, queries_QD: Floats, self_ids_Q: Ids, exact_QK: Floats) -> list[SearchPoint]:
-    """A point for each power of two of lists visited, up to all of them. The exact scores are without the query pin itself."""
-    lists = lists_of(factory)
-    return [measure_point(index, 1 << i, queries_QD, self_ids_Q, exact_QK) for i in range(lists.bit_length())]
-
-
-def cheapest_point(sweep: Sequence[SearchPoint], goal: float = RECALL_GOAL) -> SearchPoint:
-    """The fewest lists that reach the goal; all lists where none does (a full visit is exact)."""
-    return next((point for point in sweep if point.recall_at_10 >= goal), sweep[-1])
+    kept: list[Ids] = [np.empty(0, np.int64)]
+    whole = None
+    for piece_path, piece_ids in pieces:
+        piece = faiss.read_index(str(piece_path))
+        kept.append(np.load(piece_ids, allow_pickle=False))
+        if whole is None:
+            whole = piece
+        elif piece.ntotal:
+            merge_into(whole, piece)
+        piece_path.unlink()
+        piece_ids.unlink()
+    if whole is None:
+        whole = deserialize(trained)
+    ids = np.concatenate(kept)
+    if whole.ntotal != len(ids) or not (ids[1:] > ids[:-1]).all():
+        raise ValueError(f"the pieces hold {whole.ntotal} vectors and {len(ids)} ids, which must ascend")
+    faiss.write_index(whole, str(index_path))
+    np.save(ids_path, ids)
+    return len(ids)

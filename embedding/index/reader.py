@@ -1,34 +1,29 @@
 """Opening a release and searching it. Refuses what is damaged, unchecked or of another encoder, before the first query.
 
-Thread-safe after construction: FAISS's searches are, and nothing here changes.
+Thread-safe after construction: nothing here changes. A release without some of its pins (`without`) is another object over the
+same open files.
 """
 
 from __future__ import annotations
 
+import copy
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import faiss
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as pads
 import pyarrow.fs as pafs
 
-from embedding.index.build import set_nprobe
+from embedding.index.build import Shard
 from embedding.index.recall import Floats, Ids
-from embedding.index.release import (
-    INDEX_FILE,
-    Manifest,
-    ReleaseError,
-    live_release_id,
-    read_manifest,
-    release_uri,
-    verify_files,
-)
+from embedding.index.release import FORMAT, Manifest, ReleaseError, live_release_id, read_manifest, release_uri, verify_files
+from embedding.index.shards import Selection, Shards
 from embedding.tables import storage
 from embedding.tables.lake import Lake
 
@@ -44,32 +39,50 @@ class Neighbour:
     board_id: int | None
 
 
-_HASHTABLE: int = faiss.DirectMap.Hashtable  # type: ignore[attr-defined]  # missing in FAISS's own stubs
-
-
 class Release:
     """A release opened for search."""
 
     def __init__(self, lake: Lake, manifest: Manifest):
-        """Verifies every file of the release, then opens it.
+        """Verifies every file of the release, then opens it; what is large is memory-mapped.
+
+        A release in an object store is copied to a temporary folder first, which is gone again when this returns: the system
+        keeps the mapped files until the release is closed.
 
         Raises:
-            ReleaseError: A file is missing, or differs from the manifest by as little as a bit.
+            ReleaseError: A file is missing, or differs from the manifest by as little as a bit, or the release is of an
+                earlier format.
         """
+        if manifest.format != FORMAT:
+            raise ReleaseError(
+                f"release {manifest.release_id} is of format {manifest.format}, this reader opens {FORMAT}: run the DAG "
+                "index_release, which builds one of the same state"
+            )
         faults = verify_files(lake, manifest)
         if faults:
             raise ReleaseError(f"release {manifest.release_id} is not whole: {'; '.join(faults)}. Build it again.")
         self.manifest = manifest
         root = release_uri(lake, manifest.release_id)
-        with tempfile.TemporaryDirectory() as cache:
-            self._index = faiss.read_index(str(_local_copy(f"{root}/{INDEX_FILE}", Path(cache))))
-        ivf = faiss.try_extract_index_ivf(self._index)
-        if ivf is not None:
-            ivf.set_direct_map_type(_HASHTABLE)
-        set_nprobe(self._index, manifest.nprobe)
+        try:
+            with opened_shards(root, manifest.shards) as shards:
+                self._shards = shards
+        except (RuntimeError, ValueError) as error:
+            raise ReleaseError(f"release {manifest.release_id} cannot be opened: {error}. Build it again.") from error
         filesystem, path = storage.filesystem_of(root)
-        parts = [f"{path}/{name}" for name in sorted(manifest.files) if name.endswith(".parquet")]
-        self._pins = pads.dataset(parts, filesystem=filesystem, format="parquet")
+        self._pins, self._attributes = (
+            pads.dataset(
+                [f"{path}/{name}" for name in sorted(manifest.files) if name.startswith(prefix)],
+                filesystem=filesystem,
+                format="parquet",
+            )
+            for prefix in ("pins-", "attributes-")
+        )
+        self._removed: Ids = np.empty(0, np.int64)
+
+    def without(self, pin_ids: Ids) -> Release:
+        """This release without some pins (deleted since it was built, say): no search, look-up or selection finds them."""
+        other = copy.copy(self)
+        other._removed = np.unique(np.concatenate([self._removed, np.asarray(pin_ids, np.int64)]))
+        return other
 
     def require_version(self, embedding_version: str) -> None:
         """Raises ReleaseError if vectors of `embedding_version` may not be compared with this release's."""
@@ -79,41 +92,80 @@ class Release:
                 f"the query was encoded by {embedding_version}: their distances mean nothing"
             )
 
-    def search(self, queries_QD: Floats, k: int = 10) -> tuple[Floats, Ids]:
+    def search(self, queries_QD: Floats, k: int = 10, among: Selection | None = None) -> tuple[Floats, Ids]:
         """Scores (Q, k) and pin ids (Q, k), nearest first; id -1 where there are fewer than k.
+
+        Scores are cosines to within the precision of the index's codes (`manifest.factory`).
 
         Args:
             queries_QD: L2-normalised float32 queries of the release's encoder.
+            among: Only these pins, as `select` gives them.
         """
         queries = np.ascontiguousarray(queries_QD, np.float32)
         if queries.ndim != 2 or queries.shape[1] != self.manifest.dim:
             raise ValueError(f"queries of shape {queries.shape}; this release has {self.manifest.dim} dimensions")
-        scores, ids = self._index.search(queries, k)
-        return scores, ids
+        if not np.isfinite(queries).all():
+            raise ValueError("a query has values that are no numbers")
+        if not len(self._removed) or among is not None:
+            return self._shards.search(queries, k, self.manifest.setting, among)
+        # Removed pins are few: asking for some more costs less than a filter would. Where all of those are gone too, filter.
+        scores, ids = self._shards.search(queries, 2 * k, self.manifest.setting)
+        gone = np.isin(ids, self._removed)
+        if bool(((~gone & (ids >= 0)).sum(axis=1) < np.minimum(k, (ids >= 0).sum(axis=1))).any()):
+            return self._shards.search(queries, k, self.manifest.setting, self.select())
+        order = np.argsort(gone, axis=1, kind="stable")[:, :k]
+        scores, ids = np.where(gone, -np.inf, scores).astype(np.float32), np.where(gone, -1, ids)
+        return np.take_along_axis(scores, order, 1), np.take_along_axis(ids, order, 1)
+
+    def select(
+        self, *, board: int | None = None, tag: str | None = None, pin_ids: Ids | Sequence[int] | None = None
+    ) -> Selection:
+        """The pins that are on a board, have a tag and are among `pin_ids` (a price or category set, say): all that is given.
+
+        May be kept and used for many searches of this release.
+        """
+        sets = [] if pin_ids is None else [np.asarray(pin_ids, np.int64)]
+        for kind, value in (("board", board), ("tag", tag)):
+            if value is not None:
+                named = (pads.field("kind") == kind) & (pads.field("value") == str(value))
+                sets.append(self._attributes.to_table(columns=["pin_id"], filter=named)["pin_id"].to_numpy())
+        chosen = sets[0] if sets else self._shards.pin_ids
+        for other in sets[1:]:
+            chosen = np.intersect1d(chosen, other)
+        return self._shards.select(np.setdiff1d(chosen, self._removed))
 
     def vector_of(self, pin_id: int) -> Floats:
         """The pin's vector (D,). Raises KeyError if the release does not hold the pin."""
-        try:
-            vector: Floats = np.asarray(self._index.reconstruct(int(pin_id)), np.float32)
-        except RuntimeError:
-            raise KeyError(pin_id) from None
+        vector: Floats = self.vectors_of(np.array([pin_id], np.int64))[0]
         return vector
+
+    def vectors_of(self, pin_ids: Ids) -> Floats:
+        """The pins' vectors (N, D), in the order of the ids, as near to the encoder's as the index keeps them.
+
+        Raises KeyError for one that the release does not hold.
+        """
+        if len(gone := np.intersect1d(pin_ids, self._removed)):
+            raise KeyError(int(gone[0]))
+        return self._shards.vectors(np.asarray(pin_ids, np.int64))
 
     def describe(self, pin_ids: Sequence[int]) -> dict[int, dict[str, Any]]:
         """Title, picture and board of pins, by id; an unknown id is left out."""
-        wanted = pads.field("pin_id").isin(pa.array([int(pin) for pin in pin_ids], pa.int64()))
-        return {row["pin_id"]: row for row in self._pins.to_table(filter=wanted).to_pylist()}
+        wanted = np.setdiff1d(np.array([int(pin) for pin in pin_ids], np.int64), self._removed)
+        found = self._pins.to_table(filter=pads.field("pin_id").isin(pa.array(wanted)))
+        return {row["pin_id"]: row for row in found.to_pylist()}
 
     def sample(self, count: int, seed: int = 0) -> list[dict[str, Any]]:
         """Some pins of the release, the same ones for a seed."""
-        ids = np.sort(self._pins.to_table(columns=["pin_id"])["pin_id"].to_numpy())
+        ids = self.pin_ids()
         chosen = np.random.default_rng(seed).choice(ids, min(count, len(ids)), replace=False)
         found = self.describe(chosen.tolist())
         return [found[int(pin)] for pin in chosen]
 
-    def neighbours(self, query_D: Floats, k: int = 10, without: int | None = None) -> list[Neighbour]:
+    def neighbours(
+        self, query_D: Floats, k: int = 10, without: int | None = None, among: Selection | None = None
+    ) -> list[Neighbour]:
         """The k nearest pins of one query, described; `without` leaves out one pin, the query itself."""
-        scores, ids = self.search(query_D[None, :], k + (without is not None))
+        scores, ids = self.search(query_D[None, :], k + (without is not None), among)
         pairs = [(int(i), float(s)) for i, s in zip(ids[0], scores[0], strict=True) if i >= 0 and i != without][:k]
         found = self.describe([pin for pin, _ in pairs])
         return [
@@ -123,7 +175,7 @@ class Release:
 
     def pin_ids(self) -> Ids:
         """The ids of all pins, ascending: 8 bytes a pin."""
-        ids: Ids = np.sort(self._pins.to_table(columns=["pin_id"])["pin_id"].to_numpy())
+        ids: Ids = np.setdiff1d(self._shards.pin_ids, self._removed, assume_unique=True)
         return ids
 
     def boards(self) -> tuple[Ids, Ids]:
@@ -131,26 +183,29 @@ class Release:
         pairs = self._pins.to_table(columns=["pin_id", "board_id"], filter=pads.field("board_id").is_valid())
         return pairs["pin_id"].to_numpy().astype(np.int64), pairs["board_id"].to_numpy().astype(np.int64)
 
-    def vectors_of(self, pin_ids: Ids) -> Floats:
-        """The pins' vectors (N, D), in the order of the ids. Raises KeyError for one that the release does not hold."""
-        if not len(pin_ids):
-            return np.empty((0, self.manifest.dim), np.float32)
-        return np.stack([self.vector_of(int(pin)) for pin in pin_ids])
-
     def count_rows(self) -> tuple[int, int]:
         """(vectors in the index, distinct pins described): equal in a sound release."""
         ids = self._pins.to_table(columns=["pin_id"])["pin_id"]
-        return int(self._index.ntotal), int(pc.count_distinct(ids).as_py())
+        return len(self._shards), int(pc.count_distinct(ids).as_py())
 
 
-def _local_copy(uri: str, folder: Path) -> Path:
-    """The file itself where it is local, else a copy in `folder`."""
+@contextmanager
+def opened_shards(uri: str, shards: Sequence[Shard]) -> Iterator[Shards]:
+    """The shards of a release's folder, which may be in an object store: then of copies, which are deleted at the end."""
+    names = [name for shard in shards for name in (shard.index_file, shard.ids_file)]
+    with tempfile.TemporaryDirectory() as cache:
+        yield Shards(_local_folder(uri, names, Path(cache)), shards)
+
+
+def _local_folder(uri: str, names: Sequence[str], folder: Path) -> Path:
+    """The folder itself where it is local, else `folder`, after the files `names` were copied there."""
     if storage.is_local(storage.normalise_uri(uri)):
         return Path(storage.normalise_uri(uri))
     filesystem, path = storage.filesystem_of(uri)
-    target = folder / path.rsplit("/", 1)[-1]
-    pafs.copy_files(path, str(target), source_filesystem=filesystem, destination_filesystem=pafs.LocalFileSystem())
-    return target
+    for name in names:
+        target = str(folder / name)
+        pafs.copy_files(f"{path}/{name}", target, source_filesystem=filesystem, destination_filesystem=pafs.LocalFileSystem())
+    return folder
 
 
 def open_live(lake: Lake) -> Release:

@@ -7,6 +7,7 @@ so it is the cosine.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 import faiss
 import numpy as np
@@ -51,19 +52,54 @@ def drop_self(scores_QK: Floats, ids_QK: Ids, self_ids_Q: Ids) -> tuple[Floats, 
     return scores_QK[keep].reshape(shape), ids_QK[keep].reshape(shape)
 
 
-def recall_at_k(found_scores_QK: Floats, exact_scores_QK: Floats) -> float:
-    """The mean share of the true k nearest that were found: the overlap of the two top lists, divided by k.
+@dataclass(frozen=True)
+class Truth:
+    """The true neighbours of queries, by exact search, and so many more that ties at the last place are known.
 
-    Compares scores instead of ids, so that ties at the last place count as found: a result is a hit when it is as near as
-    the k-th true neighbour. With fewer than k true neighbours, those that exist are the whole.
-
-    >>> exact = np.array([[0.9, 0.8]], np.float32)
-    >>> recall_at_k(np.array([[0.9, 0.7]], np.float32), exact)
-    0.5
+    self_ids: The query pins' own ids (Q,), which are no neighbours; -1 for a query that is no pin.
+    near_ids: (Q, M) ids that are as near as the k-th true neighbour, to within TIE_TOLERANCE; -2 where there are fewer.
+    wanted: (Q,) how many true neighbours there are, at most k.
+    rated: (Q,) false where more pins tie for the last place than M: nobody can say which belong there.
+    k: Neighbours a query.
     """
-    exists = np.isfinite(exact_scores_QK)
-    wanted_Q = exists.sum(axis=1)
-    last_Q = np.min(np.where(exists, exact_scores_QK, np.inf), axis=1)
-    hits_Q = np.minimum((found_scores_QK >= last_Q[:, None] - TIE_TOLERANCE).sum(axis=1), wanted_Q)
-    rated = wanted_Q > 0
-    return float((hits_Q[rated] / wanted_Q[rated]).mean()) if rated.any() else 1.0
+
+    self_ids: Ids
+    near_ids: Ids
+    wanted: Ids
+    rated: NDArray[np.bool_]
+    k: int
+
+    @classmethod
+    def of(cls, scores_QM: Floats, ids_QM: Ids, self_ids_Q: Ids, k: int) -> Truth:
+        """From the results of an exact search, best first, ids of -1 for none, the queries' own pins among them."""
+        real = (ids_QM >= 0) & (ids_QM != self_ids_Q[:, None])
+        scores = np.where(real, scores_QM, -np.inf)
+        best = -np.sort(-scores, axis=1)[:, :k]
+        wanted = np.isfinite(best).sum(axis=1)
+        last = np.min(np.where(np.isfinite(best), best, np.inf), axis=1)
+        near = scores >= last[:, None] - TIE_TOLERANCE
+        # A full list whose end is still a tie may have left out others.
+        open_ended = near[:, -1] & (ids_QM[:, -1] >= 0) if ids_QM.shape[1] > k + 1 else np.zeros(len(near), bool)
+        return cls(self_ids_Q, np.where(near, ids_QM, -2), wanted, (wanted > 0) & ~open_ended, k)
+
+    def recalls(self, found_ids_QK: Ids) -> NDArray[np.float64]:
+        """The share of each rated query's k nearest that a search found; (at most Q,). Ids in the order of their scores."""
+        _, found = drop_self(np.zeros(found_ids_QK.shape, np.float32), found_ids_QK, self.self_ids)
+        hits = (found[:, : self.k, None] == self.near_ids[:, None, :]).any(axis=2).sum(axis=1)
+        shares: NDArray[np.float64] = np.minimum(hits, self.wanted)[self.rated] / self.wanted[self.rated]
+        return shares
+
+    def recall(self, found_ids_QK: Ids) -> float:
+        """Recall@k: the mean of `recalls`; 1 where nothing is there to be found."""
+        shares = self.recalls(found_ids_QK)
+        return float(shares.mean()) if len(shares) else 1.0
+
+
+def mean_interval(shares_Q: NDArray[np.float64], resamples: int = 2_000, seed: int = 0) -> tuple[float, float]:
+    """The 95% bootstrap interval of a mean over queries."""
+    if not len(shares_Q):
+        return 1.0, 1.0
+    rng = np.random.default_rng(seed)
+    means = shares_Q[rng.integers(0, len(shares_Q), (resamples, len(shares_Q)))].mean(axis=1)
+    low, high = np.percentile(means, [2.5, 97.5])
+    return float(low), float(high)

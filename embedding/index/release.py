@@ -1,9 +1,10 @@
 """A release on disk: its manifest, its check, and the pointer that makes it live.
 
-    releases/pins/<release_id>/manifest.json      what it is and the SHA-256 of each of its files; written last
-    releases/pins/<release_id>/pins.faiss, ...    the index and the pins' titles and pictures
-    releases/pins/<release_id>/check.json         the verdict of the independent check
-    releases/pins/LIVE                            names the release that readers open; replaced atomically
+    releases/pins/<release_id>/manifest.json         what it is and the SHA-256 of each of its files; written last
+    releases/pins/<release_id>/index-00000.faiss     a shard of the index; beside it the ids of its rows, ids-00000.npy
+    releases/pins/<release_id>/pins-00000.parquet    the pins' titles, pictures, boards and tags
+    releases/pins/<release_id>/check.json            the verdict of the independent check
+    releases/pins/LIVE                               names the release that readers open; replaced atomically
 
 LIVE names the live release's embedding version too: index, encoder and all that carries a version move with it, and with
 nothing else (docs/decisions/0005-one-pointer-moves-everything.md). Who moves it holds a lock where the lake is on a file
@@ -25,13 +26,17 @@ from pathlib import Path
 from typing import Any
 
 from embedding.contracts import LIVE_POINTER
+from embedding.index.build import Shard
+from embedding.index.factory import SearchSetting
+from embedding.index.tuning import Choice, SearchPoint, Trial
 from embedding.tables import storage
 from embedding.tables.exports import file_sha256
 from embedding.tables.lake import Lake
 
-MANIFEST, CHECK, INDEX_FILE = "manifest.json", "check.json", "pins.faiss"
+MANIFEST, CHECK = "manifest.json", "check.json"
 LIVE = LIVE_POINTER.rpartition("/")[2]
-FORMAT = 1
+FORMAT = 2
+"""Of releases that this pinlake builds and opens. Format 1 is still listed, followed and retired, but not opened."""
 
 
 class ReleaseError(Exception):
@@ -47,19 +52,13 @@ class ReleaseFile:
 
 
 @dataclass(frozen=True)
-class SearchPoint:
-    """What one setting of the search parameter gave: recall@10 against exact search, milliseconds a query, queries a second."""
-
-    nprobe: int
-    recall_at_10: float
-    p50_ms: float
-    p99_ms: float
-    qps: float
-
-
-@dataclass(frozen=True)
 class Manifest:
-    """What a release is. Equal inputs give an equal `release_id`, so an unchanged night builds nothing."""
+    """What a release is. Equal inputs give an equal `release_id`, so an unchanged night builds nothing.
+
+    choice: The recipe and what was tried before it was taken; null in format 1.
+    setting, recall_at_10: What reached the recall goal on the finished index.
+    sweep: The settings worth having, as the build measured them.
+    """
 
     release_id: str
     ds: str
@@ -68,7 +67,7 @@ class Manifest:
     rows: int
     dim: int
     factory: str
-    nprobe: int
+    setting: SearchSetting
     recall_at_10: float
     days: list[str]
     pins_version: int
@@ -76,8 +75,21 @@ class Manifest:
     built_by: str
     built_at: str
     files: dict[str, ReleaseFile]
+    shards: list[Shard] = field(default_factory=list)
     sweep: list[SearchPoint] = field(default_factory=list)
+    choice: Choice | None = None
     format: int = FORMAT
+
+    @property
+    def size_bytes(self) -> int:
+        """Of all files but the manifest and the check."""
+        return sum(file.size_bytes for file in self.files.values())
+
+    @property
+    def index_bytes_a_vector(self) -> float:
+        """Of index and ids, what does not grow with the rows included."""
+        names = {name for shard in self.shards for name in (shard.index_file, shard.ids_file)}
+        return sum(self.files[name].size_bytes for name in names) / max(self.rows, 1)
 
     def to_json(self) -> bytes:
         return (json.dumps(asdict(self), indent=1, sort_keys=True) + "\n").encode()
@@ -86,13 +98,25 @@ class Manifest:
     def from_json(cls, data: bytes, where: str) -> Manifest:
         try:
             values: dict[str, Any] = json.loads(data)
-            if values["format"] != FORMAT:
+            if values["format"] not in (1, FORMAT):
                 raise ReleaseError(f"{where}: format {values['format']}, this reader knows {FORMAT}; update pinlake")
             values["files"] = {name: ReleaseFile(**file) for name, file in values["files"].items()}
-            values["sweep"] = [SearchPoint(**point) for point in values["sweep"]]
+            if values["format"] == 1:
+                values["setting"] = {"nprobe": values.pop("nprobe")}
+                values["sweep"] = []
+            values["setting"] = SearchSetting(**values["setting"])
+            values["sweep"] = [_point(point) for point in values["sweep"]]
+            values["shards"] = [Shard(**shard) for shard in values.get("shards", [])]
+            if choice := values.get("choice"):
+                trials = [Trial(**trial | {"point": _point(trial["point"])}) for trial in choice["trials"]]
+                values["choice"] = Choice(**choice | {"trials": trials})
             return cls(**values)
         except (ValueError, KeyError, TypeError) as error:
             raise ReleaseError(f"{where}: not a release manifest ({error})") from error
+
+
+def _point(values: dict[str, Any]) -> SearchPoint:
+    return SearchPoint(**values | {"setting": SearchSetting(**values["setting"])})
 
 
 def release_uri(lake: Lake, release_id: str) -> str:
@@ -151,13 +175,23 @@ def verify_files(lake: Lake, manifest: Manifest) -> list[str]:
 
 @dataclass(frozen=True)
 class Check:
-    """The verdict of the independent check, bound to one manifest by its hash."""
+    """The verdict of the independent check, bound to one manifest by its hash.
+
+    recall_low, recall_high: The 95% interval of the recall over the queries.
+    p50_ms, p99_ms: Of single queries on one thread, as a reader asks them.
+    overlap_at_10: The share of neighbours in common with the release that was live; null without one of this version.
+    """
 
     manifest_sha256: str
     failures: list[str]
     recall_at_10: float
     queries: int
     checked_at: str
+    recall_low: float | None = None
+    recall_high: float | None = None
+    p50_ms: float | None = None
+    p99_ms: float | None = None
+    overlap_at_10: float | None = None
 
     @property
     def passed(self) -> bool:

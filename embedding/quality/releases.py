@@ -6,10 +6,11 @@ from dataclasses import asdict
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from embedding.index.build import TOP
 from embedding.index.reader import Release
 from embedding.index.recall import Floats, Ids, drop_self
+from embedding.index.tuning import TOP
 from embedding.quality.compare import board_mate_recall, order_by_hash, overlap, paired_difference, sample_boards
 
 
@@ -26,15 +27,21 @@ def boards_of(found_QK: Ids, pins_N: Ids, boards_N: Ids) -> Ids:
     return boards
 
 
+def neighbour_overlap(live: Release, candidate: Release, queries: int) -> NDArray[np.float64]:
+    """The share of neighbours in common of each of a sample of the pins that both hold; (at most `queries`,)."""
+    common = np.intersect1d(live.pin_ids(), candidate.pin_ids(), assume_unique=True)
+    asked = common[order_by_hash(common, seed=4)[:queries]]
+    return overlap(nearest(live, asked), nearest(candidate, asked)) if len(asked) else np.empty(0)
+
+
 def compare_neighbours(live: Release, candidate: Release, queries: int, boards: int) -> dict[str, Any]:
     """Overlap of neighbours on a sample of pins, board-mate recall on a sample of boards, under both encoders."""
     common = np.intersect1d(live.pin_ids(), candidate.pin_ids(), assume_unique=True)
     if not len(common):
         return {"overlap_at_10": None, "board_mates": None}
-    asked = common[order_by_hash(common, seed=4)[:queries]]
-    shared = overlap(nearest(live, asked), nearest(candidate, asked))
+    shared = neighbour_overlap(live, candidate, queries)
     figures: dict[str, Any] = {
-        "queries": len(asked),
+        "queries": len(shared),
         "overlap_at_10": round(float(shared.mean()), 4),
         "median_overlap_at_10": round(float(np.median(shared)), 4),
         "board_mates": None,

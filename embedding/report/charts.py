@@ -1,4 +1,4 @@
-"""Charts as inline SVG: stacked bars a night, and recall against latency. Numbers in, markup out.
+"""Charts as inline SVG: stacked bars a night, and recall against latency, throughput and size. Numbers in, markup out.
 
 Colours are CSS classes, so that light and dark mode share one drawing. Every chart has an accessible name and description,
 and a tooltip (`<title>`) for each mark. The drawing is small on purpose: at a phone's width it is scaled by little, and its
@@ -11,7 +11,8 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from embedding.index.release import SearchPoint
+from embedding.index.factory import SearchSetting, family_of
+from embedding.index.tuning import Choice, SearchPoint
 from embedding.report.markup import Html, element, fragment
 
 WIDTH, HEIGHT = 400, 220
@@ -153,26 +154,67 @@ def _bar_label(i: int, bars: Sequence[Bar], middle: float, slot: float) -> Html 
     return _text(min(middle, WIDTH - _LABEL_WIDTH / 2 + 3), HEIGHT - 8, words, kind="bad" if bars[i].bad else None)
 
 
-def recall_against_latency(sweep: Sequence[SearchPoint], chosen_nprobe: int, goal: float) -> Html:
+def recall_against_latency(sweep: Sequence[SearchPoint], chosen: SearchSetting, goal: float) -> Html:
     """A release's sweep: recall@10 against the median time of a query (log axis), with whiskers to its 99th percentile."""
-    axis = _LogAxis.around([point.p50_ms for point in sweep] + [point.p99_ms for point in sweep])
-    low, step = _recall_axis(min([goal, *(point.recall_at_10 for point in sweep)]))
-    y_of = {point.nprobe: _y_of(point.recall_at_10, 1.0, low) for point in sweep}
+    dots = [
+        Dot(
+            point.p50_ms,
+            point.recall_at_10,
+            point.setting.short,
+            f"{point.setting}: recall {point.recall_at_10:.4f}, p50 {point.p50_ms:.3f} ms, p99 {point.p99_ms:.3f} ms",
+            point.setting == chosen,
+            reaches=point.p99_ms,
+        )
+        for point in sweep
+    ]
+    best = next((point for point in sweep if point.setting == chosen), sweep[-1])
+    described = f"chosen: {best.setting}, recall {best.recall_at_10:.4f} at {best.p50_ms:.3f} ms; goal {goal}"
+    legend = [(f"goal {goal}", "goal"), (f"chosen: {best.setting}", "chosen"), ("up to the 99th percentile", "whisker")]
+    return _recall_chart("Recall@10 against milliseconds a query", described, dots, goal, legend, joined=True)
+
+
+def recipes_against(choice: Choice, unit: str) -> Html:
+    """The recipes that were tried: recall@10 against queries a second or bytes a vector (log axis), as `unit` says."""
+    dots = []
+    for trial in choice.trials:
+        x = trial.point.qps if unit == "queries a second" else trial.bytes_a_vector
+        said = f"{trial.factory}: recall {trial.point.recall_at_10:.4f}, {x:,.0f} {unit}"
+        dots.append(Dot(x, trial.point.recall_at_10, "", said, family_of(trial.factory) == family_of(choice.factory)))
+    described = f"{len(dots)} recipes; chosen: {choice.factory}; goal {choice.recall_goal}"
+    legend = [(f"goal {choice.recall_goal}", "goal"), ("chosen", "chosen")]
+    return _recall_chart(f"Recall@10 against {unit}", described, dots, choice.recall_goal, legend)
+
+
+@dataclass(frozen=True)
+class Dot:
+    """A measured point: `x` on a log axis, recall, letters beside it, a sentence for who points at it, a whisker's end."""
+
+    x: float
+    recall: float
+    label: str
+    said: str
+    chosen: bool
+    reaches: float | None = None
+
+
+def _recall_chart(
+    title: str, described: str, dots: Sequence[Dot], goal: float, legend: Sequence[tuple[str, str]], joined: bool = False
+) -> Html:
+    axis = _LogAxis.around([dot.x for dot in dots] + [dot.reaches for dot in dots if dot.reaches is not None])
+    low, step = _recall_axis(min([goal, *(dot.recall for dot in dots)]))
+    heights = [_y_of(dot.recall, 1.0, low) for dot in dots]
     goal_y = _px(_y_of(goal, 1.0, low))
-    path = " ".join(f"{_px(axis.x_of(point.p50_ms))},{_px(y_of[point.nprobe])}" for point in sweep)
+    path = " ".join(f"{_px(axis.x_of(dot.x))},{_px(y)}" for dot, y in zip(dots, heights, strict=True))
     drawing = [
         _y_axis(1.0, step, lambda tick: f"{tick:.2f}", low),
         axis.draw(),
         element("line", x1=_LEFT, x2=WIDTH - _RIGHT, y1=goal_y, y2=goal_y, class_="goal"),
-        element("polyline", points=path, class_="curve"),
-        *(_whisker(point, axis, y_of[point.nprobe]) for point in sweep),
-        *(_point(point, axis, y_of[point.nprobe], point.nprobe == chosen_nprobe) for point in sweep),
-        _point_labels(sweep, axis, y_of, chosen_nprobe),
+        *([element("polyline", points=path, class_="curve")] if joined else []),
+        *(_whisker(dot, axis, y) for dot, y in zip(dots, heights, strict=True) if dot.reaches is not None),
+        *(_dot(dot, axis, y) for dot, y in zip(dots, heights, strict=True)),
+        _dot_labels(dots, heights, axis),
     ]
-    chosen = next((point for point in sweep if point.nprobe == chosen_nprobe), sweep[-1])
-    described = f"chosen: nprobe {chosen.nprobe}, recall {chosen.recall_at_10:.4f} at {chosen.p50_ms:.3f} ms; goal {goal}"
-    legend = [(f"goal {goal}", "goal"), (f"chosen: nprobe {chosen.nprobe}", "chosen"), ("up to the 99th percentile", "whisker")]
-    return _figure("Recall@10 against milliseconds a query", described, drawing, legend)
+    return _figure(title, described, drawing, legend)
 
 
 def _recall_axis(lowest: float) -> tuple[float, float]:
@@ -185,7 +227,7 @@ def _recall_axis(lowest: float) -> tuple[float, float]:
 
 @dataclass(frozen=True)
 class _LogAxis:
-    """Milliseconds on a logarithmic x axis."""
+    """A logarithmic x axis."""
 
     low: float
     high: float
@@ -209,35 +251,32 @@ class _LogAxis:
     def _tick(self, value: float) -> Html:
         x = self.x_of(value)
         line = element("line", x1=_px(x), x2=_px(x), y1=_TOP, y2=HEIGHT - _BOTTOM, class_="grid")
-        return fragment(line, _text(x, HEIGHT - 8, f"{value:g}"))
+        return fragment(line, _text(x, HEIGHT - 8, f"{value / 1_000:g}k" if value >= 10_000 else f"{value:g}"))
 
 
-def _whisker(point: SearchPoint, axis: _LogAxis, y: float) -> Html:
-    start, end = axis.x_of(point.p50_ms), axis.x_of(point.p99_ms)
+def _whisker(dot: Dot, axis: _LogAxis, y: float) -> Html:
+    start, end = axis.x_of(dot.x), axis.x_of(dot.reaches or dot.x)
     line = element("line", x1=_px(start), x2=_px(end), y1=_px(y), y2=_px(y), class_="whisker")
     return fragment(line, element("line", x1=_px(end), x2=_px(end), y1=_px(y - 3), y2=_px(y + 3), class_="whisker"))
 
 
-def _point(point: SearchPoint, axis: _LogAxis, y: float, chosen: bool) -> Html:
-    said = f"nprobe {point.nprobe}: recall {point.recall_at_10:.4f}, p50 {point.p50_ms:.3f} ms, p99 {point.p99_ms:.3f} ms"
-    kind = "point chosen" if chosen else "point"
-    dot = element("circle", cx=_px(axis.x_of(point.p50_ms)), cy=_px(y), r=6 if chosen else 3.5, class_=kind)
-    return element("g", element("title", said), dot)
+def _dot(dot: Dot, axis: _LogAxis, y: float) -> Html:
+    kind = "point chosen" if dot.chosen else "point"
+    circle = element("circle", cx=_px(axis.x_of(dot.x)), cy=_px(y), r=6 if dot.chosen else 3.5, class_=kind)
+    return element("g", element("title", dot.said), circle)
 
 
-def _point_labels(sweep: Sequence[SearchPoint], axis: _LogAxis, y_of: dict[int, float], chosen: int) -> Html:
-    """Each point's nprobe where it fits without touching another label; the chosen one's first."""
+def _dot_labels(dots: Sequence[Dot], heights: Sequence[float], axis: _LogAxis) -> Html:
+    """Each dot's label where it fits without touching another; the chosen one's first."""
     taken: list[tuple[float, float, float, float]] = []
     labels = []
-    for point in sorted(sweep, key=lambda point: (point.nprobe != chosen, point.nprobe)):
-        words = str(point.nprobe)
-        half = len(words) * _CHAR_WIDTH / 2
-        x, y = axis.x_of(point.p50_ms), y_of[point.nprobe]
+    for dot, y in sorted(zip(dots, heights, strict=True), key=lambda pair: not pair[0].chosen):
+        half, x = len(dot.label) * _CHAR_WIDTH / 2, axis.x_of(dot.x)
         for shift_x, shift_y in ((-half - 9, -5.0), (0.0, -10.0), (half + 4, 16.0), (0.0, 19.0)):
             box = (x + shift_x - half, y + shift_y - _LINE_HEIGHT + 3, x + shift_x + half, y + shift_y + 3)
             if box[0] > _LEFT and box[1] > 0 and box[3] < HEIGHT - _BOTTOM and not any(_overlap(box, other) for other in taken):
                 taken.append(box)
-                labels.append(_text(x + shift_x, y + shift_y, words, kind="value"))
+                labels.append(_text(x + shift_x, y + shift_y, dot.label, kind="value"))
                 break
     return fragment(labels)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from embedding.index.build import RECALL_GOAL
+from embedding.index.tuning import RECALL_GOAL
 from embedding.report.facts import Facts, Night, Releases, ReleaseState, is_released
 from embedding.report.markup import NONE, Html, count, day, decimal, element, fragment, plural, seconds, share
 
@@ -118,7 +118,7 @@ def _release_tiles(live: ReleaseState | None) -> list[tuple[str, str, str, str]]
     if live is None:
         return [("Recall@10", NONE, "no live release", ""), ("Live pins", NONE, "no live release", "")]
     manifest = live.manifest
-    point = next((point for point in manifest.sweep if point.nprobe == manifest.nprobe), None)
+    point = next((point for point in manifest.sweep if point.setting == manifest.setting), None)
     tone = "" if manifest.recall_at_10 >= RECALL_GOAL else "bad"
     tiles = [
         ("Recall@10", f"{manifest.recall_at_10:.4f}", f"live release, goal {RECALL_GOAL}", tone),

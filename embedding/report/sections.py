@@ -8,9 +8,10 @@ from itertools import groupby
 from statistics import median
 
 from embedding.contracts import Reason
-from embedding.index.build import RECALL_GOAL
+from embedding.index.factory import family_of
 from embedding.index.release import Manifest
-from embedding.report.charts import Bar, Series, recall_against_latency, stacked_bars
+from embedding.index.tuning import RECALL_GOAL, Choice, Trial
+from embedding.report.charts import Bar, Series, recall_against_latency, recipes_against, stacked_bars
 from embedding.report.facts import Example, Facts, Night, QuarantineGroup, Releases, ReleaseState, TableState
 from embedding.report.gallery import Galleries, Row, Tile
 from embedding.report.markup import (
@@ -259,24 +260,66 @@ def recall_section(live: ReleaseState | None) -> Html:
     manifest = live.manifest
     if not manifest.sweep:
         return section("recall", title, None, note(f"Release {manifest.release_id} carries no measurements."))
+    goal = manifest.choice.recall_goal if manifest.choice else RECALL_GOAL
     lead = (
         f"Recall@10 of {manifest.release_id} against exact search, as its build measured it, one query at a time on one "
-        f"thread. The cheapest setting that reaches {RECALL_GOAL} was chosen."
+        f"thread. The fastest setting that reaches {goal} was chosen."
     )
-    chart = recall_against_latency(manifest.sweep, manifest.nprobe, RECALL_GOAL)
-    return section("recall", title, lead, element("div", chart, _sweep_table(manifest), class_="halves"))
+    chart = recall_against_latency(manifest.sweep, manifest.setting, goal)
+    measured = element("div", chart, _sweep_table(manifest), class_="halves")
+    return section("recall", title, lead, measured, _recipes(manifest.choice) if manifest.choice else None)
+
+
+def _recipes(choice: Choice) -> Html:
+    """What was tried before the recipe was taken, and why this one was."""
+    budget = "no limit of memory" if choice.bytes_budget is None else f"at most {choice.bytes_budget:g} bytes a vector"
+    said = (
+        f"{choice.factory}: {choice.why}. Asked for: recall@10 of {choice.recall_goal:g}, {budget}, {choice.threads} threads."
+    )
+    rows = [
+        element(
+            "tr",
+            element("th", element("code", trial.factory), *_recipe_pills(trial, choice), scope="row"),
+            element("td", str(trial.point.setting)),
+            _numbers(
+                f"{trial.bytes_a_vector:,.0f}",
+                f"{trial.point.recall_at_10:.4f}",
+                f"{trial.point.qps:,.0f}",
+                f"{trial.build_s:.1f}",
+            ),
+        )
+        for trial in sorted(choice.trials, key=lambda trial: -trial.point.qps)
+    ]
+    head = ["Recipe", "Setting", "Bytes a vector", "Recall@10", "Queries/s", "Build, s"]
+    charts = [recipes_against(choice, unit) for unit in ("queries a second", "bytes a vector")]
+    return fragment(
+        element("h3", "Recipes that were tried"),
+        element("p", said, f" Tried by the build of {choice.chosen_by}.", class_="lead"),
+        element("div", *charts, class_="halves"),
+        table("Recipes, fastest first", head, rows, numeric_from=2),
+    )
+
+
+def _recipe_pills(trial: Trial, choice: Choice) -> list[Html]:
+    if family_of(trial.factory) == family_of(choice.factory):
+        return [pill("chosen", "good")]
+    if not trial.fits:
+        return [pill("too large", "warn")]
+    return [] if trial.reached else [pill("below the goal", "warn")]
 
 
 def _sweep_table(manifest: Manifest) -> Html:
     rows = [
         element(
             "tr",
-            element("th", point.nprobe, pill("chosen", "good") if point.nprobe == manifest.nprobe else None, scope="row"),
+            element(
+                "th", str(point.setting), pill("chosen", "good") if point.setting == manifest.setting else None, scope="row"
+            ),
             _numbers(f"{point.recall_at_10:.4f}", f"{point.p50_ms:.3f}", f"{point.p99_ms:.3f}", f"{point.qps:,.0f}"),
         )
         for point in manifest.sweep
     ]
-    return table("The points of the sweep", ["nprobe", "Recall@10", "p50 ms", "p99 ms", "Queries/s"], rows)
+    return table("The points of the sweep", ["Setting", "Recall@10", "p50 ms", "p99 ms", "Queries/s"], rows)
 
 
 def galleries_section(galleries: Galleries | None) -> Html:
@@ -346,7 +389,7 @@ def _release_row(state: ReleaseState, live: bool) -> Html:
         element("th", element("code", manifest.release_id), scope="row", title=manifest.embedding_version),
         element("td", _release_pill(state, live)),
         element("td", manifest.ds),
-        element("td", element("code", f"{manifest.factory}, nprobe {manifest.nprobe}")),
+        element("td", element("code", f"{manifest.factory}, {manifest.setting}")),
         _numbers(count(manifest.rows), f"{manifest.recall_at_10:.4f}", len(manifest.days), size(state.size_bytes), built_at),
         class_="live" if live else None,
     )

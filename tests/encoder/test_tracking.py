@@ -28,6 +28,7 @@ from embedding.encoder.tracking import (
     tracking_uri,
     training_uri,
 )
+from embedding.index.factory import SearchSetting
 from embedding.index.release import LivePointer, Manifest, read_pointer, write_pointer
 from embedding.tables import storage
 from embedding.tables.lake import Lake
@@ -263,7 +264,9 @@ def test_the_mirror_follows_cut_over_and_rollback(lake: Lake, caplog: pytest.Log
 
 def test_a_pointer_without_a_version_is_read_through_its_manifest(lake: Lake) -> None:
     release, version = "2026-11-19-0123456789ab", "pinclip-base-ba9876543210"
-    manifest = Manifest(release, "2026-11-19", version, "pinclip-base", 1, 8, "Flat", 1, 1.0, [], 1, 1, "run", "now", {})
+    manifest = Manifest(
+        release, "2026-11-19", version, "pinclip-base", 1, 8, "Flat", SearchSetting(), 1.0, [], 1, 1, "run", "now", {}
+    )
     storage.write_atomic(f"{lake.releases_uri}/{release}/manifest.json", manifest.to_json())
     write_pointer(lake, LivePointer(release))
     mirror_live(lake)

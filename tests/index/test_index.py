@@ -8,22 +8,18 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-import faiss
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
-from embedding.index.build import cheapest_point, choose_factory, fill_shard, lists_of, merge_shards, train, tune
 from embedding.index.cut_over import roll_back
 from embedding.index.reader import Release, open_live
-from embedding.index.recall import Floats, Ids, drop_self, exact_top_k, recall_at_k
+from embedding.index.recall import Ids, Truth, exact_top_k
 from embedding.index.release import (
     Check,
     Manifest,
     ReleaseError,
-    ReleaseFile,
     list_releases,
     live_release_id,
     live_version,
@@ -34,21 +30,13 @@ from embedding.index.release import (
     release_uri,
     write_check,
 )
+from embedding.index.tuning import TOP, candidates, choose, try_recipes
 from embedding.tables import storage
-from embedding.tables.exports import file_sha256
 from embedding.tables.lake import Lake
+from tests.small_release import build_release, unit_vectors
 
 DIM = 32
 VERSION = "test-0123456789ab"
-
-
-def unit_vectors(rows: int, seed: int = 0) -> Floats:
-    """Clustered unit vectors, as embeddings are."""
-    rng = np.random.default_rng(seed)
-    centres = rng.normal(size=(20, DIM))
-    vectors = centres[rng.integers(0, 20, rows)] + 0.7 * rng.normal(size=(rows, DIM))
-    unit: Floats = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
-    return unit
 
 
 def ids_of(rows: int) -> Ids:
@@ -60,48 +48,20 @@ def build(
     rows: int,
     release_id: str,
     versions: tuple[int, int] = (1, 1),
-    shards: int = 3,
     embedding_version: str = VERSION,
+    **options: Any,
 ) -> Manifest:
-    """A release as the job builds it, without Spark."""
-    vectors, ids = unit_vectors(rows), ids_of(rows)
-    factory = choose_factory(rows)
-    trained = train(factory, DIM, vectors)
-    folder = Path(release_uri(lake, release_id))
-    folder.mkdir(parents=True)
-    paths = [folder / f"shard-{number}.faiss" for number in range(shards)]
-    for number, path in enumerate(paths):
-        fill_shard(trained, [(vectors[number::shards], ids[number::shards])], path)
-    assert merge_shards(trained, paths, folder / "pins.faiss") == rows
-    for path in paths:
-        path.unlink()
-    described = {"pin_id": ids, "board_id": ids, "title": [f"pin {i}" for i in range(rows)], "image_uri": [None] * rows}
-    pq.write_table(pa.table(described), folder / "pins-0.parquet")
-    queries, query_ids = vectors[::10], ids[::10]
-    exact, exact_ids = exact_top_k(queries, [(vectors, ids)], 11)
-    exact_scores = drop_self(exact, exact_ids, query_ids)[0]
-    sweep = tune(faiss.read_index(str(folder / "pins.faiss")), factory, queries, query_ids, exact_scores)
-    point = cheapest_point(sweep)
-    manifest = Manifest(
-        release_id=release_id,
-        ds="2026-11-18",
+    return build_release(
+        lake,
+        release_id,
+        unit_vectors(rows, DIM),
+        ids_of(rows),
         embedding_version=embedding_version,
-        encoder="test",
-        rows=rows,
-        dim=DIM,
-        factory=factory,
-        nprobe=point.nprobe,
-        recall_at_10=point.recall_at_10,
-        days=["2026-11-18"],
         pins_version=versions[0],
         pin_embeddings_version=versions[1],
-        built_by="run",
         built_at=f"2026-11-18T00:00:0{versions[0]}",
-        files={p.name: ReleaseFile(p.stat().st_size, file_sha256(str(p))) for p in sorted(folder.iterdir())},
-        sweep=sweep,
+        **options,
     )
-    storage.write_atomic(f"{folder}/manifest.json", manifest.to_json())
-    return manifest
 
 
 def approve(lake: Lake, release_id: str, *failures: str) -> None:
@@ -113,57 +73,136 @@ def lake(tmp_path: Path) -> Lake:
     return Lake(str(tmp_path))
 
 
-@pytest.mark.parametrize("rows", [12, 3_000])
-def test_a_release_answers_as_exact_search_does(lake: Lake, rows: int) -> None:
-    manifest = build(lake, rows, "r1")
-    assert manifest.recall_at_10 >= 0.95
+FACTORIES = [
+    "Flat",
+    "SQ8",
+    "IVF32,Flat",
+    "IVF32,SQ8",
+    "IVF32_HNSW32,PQ16x4fs,Refine(SQ8)",
+    "RR32,IVF32,RaBitQfs4",
+    "RR32,IVF32,RaBitQfs,Refine(SQ8)",
+    "Prefix16,IVF32,PQ8x4fs,Refine(SQfp16)",
+    "HNSW16,SQ8",
+]
+
+
+@pytest.mark.parametrize(
+    ("factory", "rows", "shards"), [*((name, 3_000, 2) for name in FACTORIES), (None, 12, 1), (None, 3_000, 1)]
+)
+def test_a_release_of_any_recipe_answers_as_exact_search_does(lake: Lake, factory: str | None, rows: int, shards: int) -> None:
+    manifest = build(lake, rows, "r1", factory=factory, shards=shards, goal=0.9)
+    assert manifest.recall_at_10 >= 0.9
+    assert read_manifest(lake, "r1") == manifest
     release = Release(lake, manifest)
-    vectors, ids = unit_vectors(rows), ids_of(rows)
-    scores, found = release.search(vectors[:50], 10)
-    exact, _ = exact_top_k(
-        vectors[:50], [(vectors[: rows // 2], ids[: rows // 2]), (vectors[rows // 2 :], ids[rows // 2 :])], 10
-    )
-    assert recall_at_k(scores, exact) >= 0.9
-    assert (found[:, 0] == ids[:50]).all(), "each pin is its own nearest"
-    np.testing.assert_array_equal(release.vector_of(int(ids[7])), vectors[7])
+    vectors, ids = unit_vectors(rows, DIM), ids_of(rows)
+    queries = vectors[:200]
+    near = exact_top_k(queries, [(vectors[: rows // 2], ids[: rows // 2]), (vectors[rows // 2 :], ids[rows // 2 :])], 100)
+    truth = Truth.of(*near, ids[: len(queries)], 10)
+    scores, found = release.search(queries, 11)
+    assert truth.recall(found) >= 0.87
+    assert (found == ids[: len(queries), None]).any(axis=1).mean() >= 0.99, "a pin finds itself"
+    assert (np.diff(scores[:, :5], axis=1) <= 0).all()
+    np.testing.assert_allclose(release.vector_of(int(ids[7])), vectors[7], atol=0.2)
     best = release.neighbours(vectors[7], k=3, without=int(ids[7]))
     assert [n.pin_id for n in best] == [i for i in found[7] if i != ids[7]][:3]
     assert best[0].title and best[0].title.startswith("pin ")
     assert release.count_rows() == (rows, rows)
+    np.testing.assert_array_equal(release.pin_ids(), ids)
 
 
-def test_more_lists_visited_never_lose_recall_and_all_of_them_are_exact(lake: Lake) -> None:
+def test_a_search_among_some_pins_finds_their_nearest_and_no_other(lake: Lake) -> None:
+    rows = 20_000
+    vectors, ids = unit_vectors(rows, DIM), ids_of(rows)
+    pins = {
+        "board_id": np.arange(rows) % 4,
+        "tags": [["half"] if i % 2 else ["Half", "rare"][: 1 + (i == 8)] for i in range(rows)],
+    }
+    manifest = build(lake, rows, "r1", factory="IVF64,PQ16x4fs,Refine(SQfp16)", shards=2, pins=pins)
+    release = Release(lake, manifest)
+    queries = vectors[1000:1100]
+    for among, wanted in (
+        (release.select(tag="half"), np.arange(rows) % 2 == 1),
+        (release.select(board=3), np.arange(rows) % 4 == 3),
+        (release.select(board=3, pin_ids=ids[:50]), (np.arange(rows) % 4 == 3) & (np.arange(rows) < 50)),
+        (release.select(pin_ids=ids[: rows // 5 * 3]), np.arange(rows) < rows // 5 * 3),
+    ):
+        assert len(among) == wanted.sum()
+        _, found = release.search(queries, 10, among)
+        assert np.isin(found, ids[wanted]).all()
+        near = exact_top_k(queries, [(vectors[wanted], ids[wanted])], 100)
+        assert Truth.of(*near, np.full(len(queries), -1), 10).recall(found) >= 0.85
+    _, alone = release.search(queries, 10, release.select(tag="rare"))
+    assert (alone[:, 0] == ids[8]).all() and (alone[:, 1:] == -1).all()
+    assert (release.search(queries, 10, release.select(tag="no such tag"))[1] == -1).all()
+
+
+def test_removed_pins_are_found_by_nothing(lake: Lake) -> None:
+    rows = 3_000
+    vectors, ids = unit_vectors(rows, DIM), ids_of(rows)
+    whole = Release(lake, build(lake, rows, "r1", shards=2))
+    for gone in (ids[:1], ids[::2]):
+        release = whole.without(gone)
+        _, found = release.search(vectors[:100], 10)
+        assert not np.isin(found, gone).any()
+        assert (found >= 0).all()
+        assert not np.isin(release.search(vectors[:100], 10, release.select(pin_ids=ids[:100]))[1], gone).any()
+        with pytest.raises(KeyError):
+            release.vector_of(int(gone[0]))
+        assert release.describe([int(gone[0])]) == {}
+        assert len(release.pin_ids()) == rows - len(gone)
+    assert (whole.search(vectors[:100], 10)[1] == ids[:1]).any(), "the release that it came from is as it was"
+
+
+def test_a_sweep_keeps_what_is_worth_having_and_the_choice_says_why(lake: Lake) -> None:
     manifest = build(lake, 3_000, "r1")
-    recalls = [point.recall_at_10 for point in manifest.sweep]
-    assert lists_of(manifest.factory) == manifest.sweep[-1].nprobe > 1
-    assert recalls == sorted(recalls)
-    assert recalls[-1] == 1.0
-    assert recalls[0] < 0.95, "the sweep has something to choose"
+    recalls, rates = ([getattr(point, name) for point in manifest.sweep] for name in ("recall_at_10", "qps"))
+    assert recalls == sorted(recalls) and rates == sorted(rates, reverse=True)
+    assert max(recalls) >= 0.95
+    assert manifest.choice is not None
+    assert {trial.factory for trial in manifest.choice.trials} == set(candidates(3_000, DIM))
+    assert manifest.choice.factory in {trial.factory for trial in manifest.choice.trials if trial.reached}
+    assert "queries/s at recall@10" in manifest.choice.why
+
+
+def test_a_budget_is_kept_and_one_that_nothing_fits_is_refused() -> None:
+    vectors, ids = unit_vectors(3_000, 64), ids_of(3_000)
+    truth = Truth.of(*exact_top_k(vectors[:200], [(vectors, ids)], 100), ids[:200], TOP)
+    tried: dict[str, Any] = {"goal": 0.8, "threads": 1, "bytes_budget": 100.0}
+    names = candidates(3_000, 64, 100)
+    assert names and "Flat" not in names
+    choice = choose(try_recipes(names, vectors, ids, vectors[:200], truth, **tried), rows=3_000, chosen_by="r", **tried)
+    chosen = next(trial for trial in choice.trials if trial.factory == choice.factory)
+    assert chosen.reached and chosen.bytes_a_vector <= 100
+    with pytest.raises(ValueError, match="no index fits in 5 bytes"):
+        choose([], rows=3_000, chosen_by="r", goal=0.8, threads=1, bytes_budget=5)
 
 
 def test_equal_neighbours_at_the_last_place_count_as_found() -> None:
-    exact = np.array([[0.9, 0.5, 0.5]], np.float32)
-    assert recall_at_k(np.array([[0.9, 0.5, 0.5]], np.float32), exact) == 1.0
-    assert recall_at_k(np.array([[0.9, 0.5, 0.1]], np.float32), exact) == pytest.approx(2 / 3)
+    scores, ids = np.array([[1.0, 0.9, 0.5, 0.5, 0.1]], np.float32), np.array([[7, 1, 2, 3, 4]])
+    truth = Truth.of(scores, ids, np.array([7]), k=2)
+    assert truth.recall(np.array([[7, 1, 3]])) == 1.0
+    assert truth.recall(np.array([[7, 1, 2]])) == 1.0
+    assert truth.recall(np.array([[7, 1, 4]])) == 0.5
+    assert truth.recall(np.array([[1, 2, -1]])) == 1.0
 
 
 def _flip_a_bit(folder: Path) -> None:
-    path = folder / "pins.faiss"
+    path = folder / "index-00000.faiss"
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
     path.write_bytes(data)
 
 
 def _truncate(folder: Path) -> None:
-    (folder / "pins.faiss").write_bytes((folder / "pins.faiss").read_bytes()[:-10])
+    (folder / "index-00000.faiss").write_bytes((folder / "index-00000.faiss").read_bytes()[:-10])
 
 
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (_flip_a_bit, "pins.faiss is damaged"),
-        (_truncate, "pins.faiss is damaged"),
-        (lambda folder: (folder / "pins-0.parquet").unlink(), "pins-0.parquet is missing"),
+        (_flip_a_bit, "index-00000.faiss is damaged"),
+        (_truncate, "index-00000.faiss is damaged"),
+        (lambda folder: (folder / "pins-00000.parquet").unlink(), "pins-00000.parquet is missing"),
     ],
 )
 def test_a_damaged_release_is_refused_by_name_of_the_file(lake: Lake, damage: Callable[[Path], None], message: str) -> None:
@@ -249,7 +288,7 @@ def test_a_rollback_goes_before_the_cut_over_and_no_night_undoes_it(lake: Lake) 
     publish(lake, "r3", "the next night")
     assert live_release_id(lake) == "r3"
     assert roll_back(lake, "r2", "me") == "r2 is live again, instead of r3"
-    (Path(release_uri(lake, "r1")) / "pins.faiss").write_bytes(b"")
+    (Path(release_uri(lake, "r1")) / "index-00000.faiss").write_bytes(b"")
     with pytest.raises(ReleaseError, match="r1 has changed since its check"):
         roll_back(lake, "r1", "me")
     with pytest.raises(ReleaseError, match="no release r9"):

@@ -53,7 +53,7 @@ def test_the_manifest_is_bound_to_its_check_and_its_tables(lake: Lake, live: Rel
     assert check is not None and check.passed
     assert manifest.recall_at_10 >= 0.95 and check.recall_at_10 >= 0.93
     assert manifest.pins_version == lake.open(PINS).version()
-    assert set(manifest.files) >= {"pins.faiss"}
+    assert set(manifest.files) >= {"index-00000.faiss", "ids-00000.npy", "pins-00000.parquet"}
 
 
 def test_an_unchanged_lake_gives_the_same_release_again(lake: Lake, live: Release) -> None:
@@ -104,14 +104,14 @@ def test_a_release_with_a_flipped_bit_does_not_go_live(lake: Lake, tmp_path: Pat
 
     copy = Lake(str(tmp_path / "home"))
     shutil.copytree(lake.home, copy.home)
-    index = Path(copy.releases_uri) / str(live_release_id(copy)) / "pins.faiss"
+    index = Path(copy.releases_uri) / str(live_release_id(copy)) / "index-00000.faiss"
     data = bytearray(index.read_bytes())
     data[-100] ^= 8
     index.write_bytes(data)
-    with pytest.raises(ReleaseError, match=r"pins\.faiss is damaged"):
+    with pytest.raises(ReleaseError, match=r"index-00000\.faiss is damaged"):
         publish_index.main(["--home", copy.home, "--run-id", "first"])
     assert check_index.main(["--home", copy.home, "--run-id", "first"]) == 3
-    with pytest.raises(ReleaseError, match=r"failed its check: pins\.faiss is damaged"):
+    with pytest.raises(ReleaseError, match=r"failed its check: index-00000\.faiss is damaged"):
         publish_index.main(["--home", copy.home, "--run-id", "first"])
-    with pytest.raises(ReleaseError, match=r"pins\.faiss is damaged"):
+    with pytest.raises(ReleaseError, match=r"index-00000\.faiss is damaged"):
         open_live(copy)

@@ -7,31 +7,17 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-import faiss
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from deltalake import write_deltalake
 from PIL import Image
 
 from embedding.contracts import NIGHTS, QUARANTINE, TableContract
-from embedding.index.build import cheapest_point, choose_factory, fill_shard, merge_shards, train, tune
-from embedding.index.recall import Floats, drop_self, exact_top_k
-from embedding.index.release import (
-    INDEX_FILE,
-    MANIFEST,
-    Check,
-    Manifest,
-    ReleaseFile,
-    manifest_sha256,
-    publish,
-    release_uri,
-    write_check,
-)
-from embedding.tables import storage
-from embedding.tables.exports import file_sha256
+from embedding.index.recall import Floats
+from embedding.index.release import Check, Manifest, manifest_sha256, publish, write_check
 from embedding.tables.lake import Lake
+from tests.small_release import build_release
 
 VERSION = "pinclip-base-0123456789ab"
 DAYS = ("2026-11-16", "2026-11-17", "2026-11-18")
@@ -96,39 +82,23 @@ def make_release(lake: Lake, folder: Path, days: Sequence[str], release_id: str 
     pins[1] |= {"title": HOSTILE, "image_uri": HOSTILE_URI}
     pins[2] |= {"title": None, "image_uri": None}
     pins[3] |= {"image_uri": str(folder / "gone.png")}
+    columns = {name: [pin[name] for pin in pins] for name in ("board_id", "title", "image_uri")}
     vectors_ND, ids_N = unit_vectors(ROWS, seed=0), np.arange(ROWS, dtype=np.int64)
-    root = Path(release_uri(lake, release_id))
-    root.mkdir(parents=True)
-    factory = choose_factory(ROWS)
-    trained = train(factory, DIM, vectors_ND)
-    fill_shard(trained, [(vectors_ND, ids_N)], folder / "shard")
-    merge_shards(trained, [folder / "shard"], root / INDEX_FILE)
-    pq.write_table(pa.Table.from_pylist(pins), root / "pins-00000.parquet")
-    scores, ids = exact_top_k(vectors_ND, [(vectors_ND, ids_N)], 11)
-    exact_scores = drop_self(scores, ids, ids_N)[0]
-    sweep = tune(faiss.read_index(str(root / INDEX_FILE)), factory, vectors_ND, ids_N, exact_scores)
-    point = cheapest_point(sweep)
-    files = {path.name: ReleaseFile(path.stat().st_size, file_sha256(str(path))) for path in sorted(root.iterdir())}
-    manifest = Manifest(
-        release_id=release_id,
-        ds=days[-1],
+    manifest = build_release(
+        lake,
+        release_id,
+        vectors_ND,
+        ids_N,
         embedding_version=VERSION,
+        pins=columns,
+        factory="Flat",
         encoder="pinclip-base",
-        rows=ROWS,
-        dim=DIM,
-        factory=factory,
-        nprobe=point.nprobe,
-        recall_at_10=point.recall_at_10,
+        ds=days[-1],
         days=list(days),
-        pins_version=1,
-        pin_embeddings_version=1,
         built_by="test",
         built_at="2026-11-19T03:10:00.000+00:00",
-        files=files,
-        sweep=sweep,
     )
-    storage.write_atomic(f"{root}/{MANIFEST}", manifest.to_json())
-    write_check(lake, release_id, Check(manifest_sha256(lake, release_id), [], point.recall_at_10, ROWS, manifest.built_at))
+    write_check(lake, release_id, Check(manifest_sha256(lake, release_id), [], manifest.recall_at_10, ROWS, manifest.built_at))
     publish(lake, release_id, "test")
     return manifest
 

@@ -12,7 +12,7 @@ import pytest
 
 from embedding.contracts import NIGHTS, QUARANTINE, Reason
 from embedding.index.recall import Floats
-from embedding.index.release import INDEX_FILE, LIVE, Manifest, release_uri
+from embedding.index.release import LIVE, Manifest, release_uri
 from embedding.report.facts import read_quarantine
 from embedding.report.gallery import WORDS, EncoderUnavailableError, EncodeTexts, LoadTextEncoder
 from embedding.report.page import write_report
@@ -80,7 +80,7 @@ def test_says_what_the_tables_say(lake: Lake, tmp_path: Path) -> None:
     assert "The night of 18 November 2026 was good" in page.text
     assert "1,234 pins landed (1,000 new, 234 changed) and 7 deleted" in page.text
     assert "1,111 contents encoded, 111 vectors reused, 12 quarantined, in 1 min 10 s." in page.text
-    for fact in ("99.0 %", "27.5", "coverage 0.641 is below 0.900", "1.0000", "IDMap2,Flat, nprobe 1", "40", *DAYS):
+    for fact in ("99.0 %", "27.5", "coverage 0.641 is below 0.900", "1.0000", "Flat, all rows", "40", *DAYS):
         assert fact in page.text
     for fact in ("2026-11-18-0123456789ab", "pinclip-base-0123456789ab", "Made by pinlake report on 2026-11-19 07:05 UTC"):
         assert fact in page.text
@@ -175,11 +175,11 @@ def test_day_that_ran_again(lake: Lake, tmp_path: Path) -> None:
 
 
 def test_damaged_release_is_said_first(lake: Lake, tmp_path: Path) -> None:
-    index = Path(release_uri(lake, "2026-11-18-0123456789ab")) / INDEX_FILE
+    index = Path(release_uri(lake, "2026-11-18-0123456789ab")) / "index-00000.faiss"
     index.write_bytes(index.read_bytes()[:-1] + b"?")
     _, page = report(lake, tmp_path)
     assert "needs a look" in page.text
-    assert "pins.faiss is damaged" in page.text
+    assert "index-00000.faiss is damaged" in page.text
 
 
 def test_damaged_pointer_is_said_first(lake: Lake, tmp_path: Path) -> None:

@@ -1,0 +1,125 @@
+"""The opened shards of a release as one index: searched together, rows found by pin, picked by selections of pins.
+
+Thread-safe: nothing changes after construction, and all of a search's parameters travel with the call.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import faiss
+import numpy as np
+
+from embedding.index.build import Shard
+from embedding.index.factory import SearchSetting, open_file, reconstruct, search
+from embedding.index.recall import Floats, Ids, merge_top_k
+
+EXACT_BELOW = 10_000
+"""Selections of at most so many pins are compared one by one: exact, and faster than an index that skips nearly all it sees."""
+THOROUGH_AT_MOST = 16
+"""A search among a share of the pins visits more lists, because fewer of the near ones count; at most so many times."""
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Pins that a search is confined to, by their rows in each shard (ascending), and the share that they are of all."""
+
+    rows: tuple[Ids, ...]
+    share: float
+
+    def __len__(self) -> int:
+        return sum(map(len, self.rows))
+
+
+class Shards:
+    """The index of a release: shards in the order of their pin ids."""
+
+    def __init__(self, folder: Path, shards: Sequence[Shard]):
+        """Opens the files of a folder; the large ones are mapped, not read. Raises ValueError where index and ids disagree."""
+        self._indexes: list[Any] = [open_file(folder / shard.index_file) for shard in shards]
+        self._ids: list[Ids] = [np.load(folder / shard.ids_file, mmap_mode="r", allow_pickle=False) for shard in shards]
+        for shard, index, ids in zip(shards, self._indexes, self._ids, strict=True):
+            if not index.ntotal == len(ids) == shard.rows:
+                raise ValueError(f"{shard.index_file} has {index.ntotal} rows, {len(ids)} ids; the manifest says {shard.rows}")
+        self._first_ids = np.array([ids[0] if len(ids) else 0 for ids in self._ids], np.int64)
+
+    def __len__(self) -> int:
+        return sum(map(len, self._ids))
+
+    @property
+    def pin_ids(self) -> Ids:
+        """All pin ids, ascending: 8 bytes a pin."""
+        return np.concatenate([np.asarray(ids) for ids in self._ids])
+
+    def search(self, queries_QD: Floats, k: int, setting: SearchSetting, among: Selection | None = None) -> tuple[Floats, Ids]:
+        """Scores (Q, k) and pin ids (Q, k), best first; id -1 where there are fewer than k."""
+        if among is not None and len(among) <= EXACT_BELOW:
+            return self._compare(queries_QD, k, among)
+        if among is not None:
+            setting = thorough(setting, among.share)
+        parts = []
+        for number, (index, ids) in enumerate(zip(self._indexes, self._ids, strict=True)):
+            selector = None if among is None else _bitmap(among.rows[number], len(ids))
+            scores, rows = search(index, queries_QD, k, setting, selector)
+            parts.append((scores, np.where(rows >= 0, ids[np.maximum(rows, 0)], -1)))
+        if len(parts) == 1:
+            return parts[0]
+        scores, found = (np.concatenate(columns, axis=1) for columns in zip(*parts, strict=True))
+        return merge_top_k(np.where(found >= 0, scores, -np.inf).astype(np.float32), found, k)
+
+    def _compare(self, queries_QD: Floats, k: int, among: Selection) -> tuple[Floats, Ids]:
+        """Exhaustive comparison with a small selection."""
+        vectors_ND = np.concatenate([reconstruct(index, rows) for index, rows in zip(self._indexes, among.rows, strict=True)])
+        ids = np.concatenate([ids[rows] for ids, rows in zip(self._ids, among.rows, strict=True)])
+        scores_QN = (queries_QD @ vectors_ND.T).astype(np.float32)
+        return merge_top_k(scores_QN, np.broadcast_to(ids, scores_QN.shape), k)
+
+    def places(self, pin_ids: Ids) -> tuple[Ids, Ids]:
+        """(shard, row) of each pin; shard -1 for one that is not here."""
+        shard_of = np.maximum(np.searchsorted(self._first_ids, pin_ids, side="right") - 1, 0)
+        rows = np.zeros(len(pin_ids), np.int64)
+        found = np.zeros(len(pin_ids), bool)
+        for number in np.unique(shard_of):
+            ids, mine = self._ids[number], shard_of == number
+            if len(ids):
+                rows[mine] = np.minimum(np.searchsorted(ids, pin_ids[mine]), len(ids) - 1)
+                found[mine] = ids[rows[mine]] == pin_ids[mine]
+        return np.where(found, shard_of, -1).astype(np.int64), rows
+
+    def select(self, pin_ids: Ids) -> Selection:
+        """Those of the pins that are here."""
+        shard_of, rows = self.places(np.unique(pin_ids))
+        picked = tuple(rows[shard_of == number] for number in range(len(self._ids)))
+        return Selection(picked, sum(map(len, picked)) / max(len(self), 1))
+
+    def vectors(self, pin_ids: Ids) -> Floats:
+        """The pins' vectors (N, D), in the order of the ids. Raises KeyError for one that is not here."""
+        shard_of, rows = self.places(pin_ids)
+        if (shard_of < 0).any():
+            raise KeyError(int(pin_ids[shard_of < 0][0]))
+        vectors = np.empty((len(pin_ids), self._indexes[0].d), np.float32)
+        for number in np.unique(shard_of):
+            vectors[shard_of == number] = reconstruct(self._indexes[number], rows[shard_of == number])
+        return vectors
+
+
+def thorough(setting: SearchSetting, share: float) -> SearchSetting:
+    """The setting for a search among a share of the pins.
+
+    With a share s of the pins, the k nearest of them lie as far as the k/s nearest of all. The lists visited grow with the
+    root of 1/s, a graph's walk with 1/s itself, since it also passes what does not count.
+    """
+    factor = min(1 / max(share, 1e-6), THOROUGH_AT_MOST)
+    return SearchSetting(math.ceil(setting.nprobe * math.sqrt(factor)), setting.k_factor, math.ceil(setting.ef_search * factor))
+
+
+def _bitmap(rows: Ids, count: int) -> faiss.IDSelector:
+    picked = np.zeros(count, bool)
+    picked[rows] = True
+    bitmap: Any = faiss.IDSelectorBitmap
+    selector: faiss.IDSelector = bitmap(np.packbits(picked, bitorder="little"))
+    return selector

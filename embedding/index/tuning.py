@@ -1,0 +1,326 @@
+"""Which index, and how it is searched: chosen by trying, under a recall goal and a budget of bytes a vector.
+
+`try_recipes` builds each plausible family on a sample and sweeps its search parameters; `choose` takes the one that answers
+most queries a second among those that reach the goal within the budget, and says why in a sentence. `sweep` is then run once
+more on the finished index, because the setting that reaches a goal depends on the number of rows.
+
+Throughput is that of one batch on `threads` threads, the median of repetitions; latencies are those of single queries, one
+after the other, on one thread.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import faiss
+import numpy as np
+
+from embedding.index.factory import SearchSetting, deserialize, lists_of, make_index, search, serialize, train_index
+from embedding.index.recall import Floats, Ids, Truth
+
+RECALL_GOAL = 0.95
+TOP = 10
+POINTS_A_CENTROID = 39
+"""FAISS's own minimum for k-means."""
+TRAINING_POINTS_A_CENTROID = 64
+ID_BYTES = 8
+"""A pin's id, beside what the index itself takes."""
+COARSE_GRAPH_FROM = 8_192
+"""From so many lists on they are found by walking a graph of centroids (HNSW) instead of by comparing all."""
+AS_GOOD = 0.9
+"""Recipes whose throughput is this share of the best are as good: the smallest of them is taken."""
+
+_MEASURE_S = 0.15
+_GAIN = 0.001
+
+
+@dataclass(frozen=True)
+class SearchPoint:
+    """What one setting gave: recall@10 against exact search, milliseconds a query, queries a second."""
+
+    setting: SearchSetting
+    recall_at_10: float
+    p50_ms: float
+    p99_ms: float
+    qps: float
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What a recipe gave on a sample.
+
+    point: The fastest that reached the goal; where none did, the one of highest recall.
+    bytes_a_vector: Of index and pin id, without what does not grow with the rows (centroids, codebooks).
+    """
+
+    factory: str
+    rows: int
+    bytes_a_vector: float
+    build_s: float
+    point: SearchPoint
+    reached: bool
+    fits: bool
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The recipe of a release, why it was taken, and what was tried.
+
+    chosen_by: The release whose build tried them; later builds of a like size keep its choice.
+    """
+
+    factory: str
+    why: str
+    chosen_by: str
+    rows: int
+    recall_goal: float
+    bytes_budget: float | None
+    threads: int
+    trials: list[Trial]
+
+
+class Searchable(Protocol):
+    """What is tuned: an index, or several that are searched as one."""
+
+    def search(self, queries_QD: Floats, k: int, setting: SearchSetting) -> tuple[Floats, Ids]:
+        """Scores and ids (Q, k), best first."""
+
+
+@dataclass(frozen=True)
+class OneIndex:
+    """A FAISS index whose rows stand for `ids`."""
+
+    index: faiss.Index
+    ids: Ids
+
+    def search(self, queries_QD: Floats, k: int, setting: SearchSetting) -> tuple[Floats, Ids]:
+        """Scores and ids (Q, k), best first."""
+        scores, rows = search(self.index, queries_QD, k, setting)
+        return scores, np.where(rows >= 0, self.ids[np.maximum(rows, 0)], -1)
+
+
+# -- what is tried ---------------------------------------------------------------------------------------------------------
+
+
+def candidates(rows: int, dim: int, bytes_budget: float | None = None) -> list[str]:
+    """The factories worth trying for so many vectors, smallest lakes first; without those that cannot fit the budget.
+
+    A lake of a few thousand pins is searched by comparing all, or by lists of plain vectors. Product quantisation for fast scan
+    (arXiv 1812.09162), RaBitQ (arXiv 2405.12497) with its extra bits, and nested prefixes, each refined by scalar codes, come
+    in where there is enough to train them on, or where the budget rules the plain ones out.
+    """
+    lists = _lists_for(rows)
+    plain = [f"IVF{lists},Flat", f"IVF{lists},SQ8"] if lists > 1 else []
+    found = ["Flat", "SQ8"] if rows <= 200_000 else []
+    found += plain
+    if rows <= 2_000_000:
+        found += ["HNSW32,Flat", "HNSW32,SQ8"] if rows >= 1_000 else []
+    tight = bytes_budget is not None and all(_least_bytes(name, dim) > bytes_budget for name in found)
+    if lists > 1 and (rows >= 20_000 or tight):
+        coarse = f"IVF{lists}" + ("_HNSW32" if lists >= COARSE_GRAPH_FROM else "")
+        half, quarter, eighth = (f"PQ{max(2, dim // part)}x4fs" for part in (2, 4, 8))
+        found += [f"{coarse},{half},Refine(SQfp16)", f"{coarse},{half},Refine(SQ8)", f"{coarse},{quarter},Refine(SQ8)"]
+        found += [f"{coarse},{quarter},Refine(SQ4)", f"{coarse},{eighth},Refine(SQ4)"]
+        found += [f"RR{dim},{coarse},RaBitQfs{bits}" for bits in (3, 4, 6)]
+        found += [f"RR{dim},{coarse},RaBitQfs,Refine(SQ8)", f"Prefix{dim // 4},{coarse},{eighth},Refine(SQ8)"]
+    return [name for name in found if bytes_budget is None or _least_bytes(name, dim) <= bytes_budget]
+
+
+def _lists_for(rows: int) -> int:
+    """About 4 sqrt(N) lists, a power of two, as FAISS's guide has it, never fewer than 39 rows a list; 1 for a small lake."""
+    lists = min(4 * int(rows**0.5), rows // POINTS_A_CENTROID)
+    return 1 << (lists.bit_length() - 1) if lists >= 16 else 1
+
+
+def _least_bytes(factory: str, dim: int) -> float:
+    """A lower bound of the bytes a vector that a factory takes, pin id included."""
+    index: Any = make_index(factory, dim)
+    if isinstance(index, faiss.IndexHNSW):
+        return float(index.storage.sa_code_size() + 4 * 64 + ID_BYTES)
+    if isinstance(index, faiss.IndexRefine):
+        inner: Any = faiss.try_extract_index_ivf(index)
+        fine = faiss.downcast_index(index.refine_index).sa_code_size()
+        return float(inner.code_size + 8 + fine + ID_BYTES)
+    ivf: Any = faiss.try_extract_index_ivf(index)
+    code = ivf.code_size + 8 if ivf is not None else index.sa_code_size()
+    return float(code + ID_BYTES)
+
+
+def training_rows(factory: str) -> int:
+    """How many vectors a factory is trained on: enough for its lists and for its codebooks."""
+    return max(lists_of(factory) * TRAINING_POINTS_A_CENTROID, 20_000)
+
+
+def try_recipes(
+    factories: Sequence[str],
+    vectors_ND: Floats,
+    ids_N: Ids,
+    queries_QD: Floats,
+    truth: Truth,
+    *,
+    goal: float,
+    threads: int,
+    bytes_budget: float | None,
+) -> list[Trial]:
+    """Builds and sweeps each factory on a sample. `truth` is of the queries' neighbours within that sample."""
+    return [
+        _try(name, vectors_ND, ids_N, queries_QD, truth, goal=goal, threads=threads, bytes_budget=bytes_budget)
+        for name in factories
+    ]
+
+
+def _try(
+    factory: str,
+    vectors_ND: Floats,
+    ids_N: Ids,
+    queries_QD: Floats,
+    truth: Truth,
+    *,
+    goal: float,
+    threads: int,
+    bytes_budget: float | None,
+) -> Trial:
+    started = time.perf_counter()
+    with omp_threads(threads):
+        trained = train_index(factory, vectors_ND.shape[1], vectors_ND[: training_rows(factory)])
+        index = deserialize(trained)
+        index.add(vectors_ND)
+    seconds = time.perf_counter() - started
+    size = (len(serialize(index)) - len(trained)) / len(vectors_ND) + ID_BYTES
+    points = sweep(OneIndex(index, ids_N), factory, queries_QD, truth, goal=goal, threads=threads, latencies=False)
+    point = best_point(points, goal)
+    return Trial(
+        factory=factory,
+        rows=len(vectors_ND),
+        bytes_a_vector=round(size, 1),
+        build_s=round(seconds, 2),
+        point=point,
+        reached=point.recall_at_10 >= goal,
+        fits=bytes_budget is None or size <= bytes_budget,
+    )
+
+
+def choose(
+    trials: Sequence[Trial], *, rows: int, goal: float, bytes_budget: float | None, threads: int, chosen_by: str
+) -> Choice:
+    """The fastest recipe that reaches the goal within the budget; the smallest of those that are about as fast.
+
+    Where none does both, the budget is kept and the highest recall taken. Raises ValueError where nothing fits the budget.
+    """
+    fitting = [trial for trial in trials if trial.fits]
+    if not fitting:
+        least = min((trial.bytes_a_vector for trial in trials), default=0.0)
+        raise ValueError(f"no index fits in {bytes_budget:g} bytes a vector; the smallest that was tried takes {least:g}")
+    reached = [trial for trial in fitting if trial.reached]
+    within = "" if bytes_budget is None else f" within {bytes_budget:g} bytes a vector"
+    if reached:
+        fastest = max(reached, key=lambda trial: trial.point.qps)
+        as_good = [trial for trial in reached if trial.point.qps >= AS_GOOD * fastest.point.qps]
+        best = min(as_good, key=lambda trial: trial.bytes_a_vector)
+        why = f"{best.point.qps:,.0f} queries/s at recall@10 {best.point.recall_at_10:.3f}{within}, "
+        why += "the most" if best is fastest else f"as good as the fastest ({fastest.factory}) and smaller"
+        why += f" of {len(fitting)} recipes on {best.rows:,} vectors; {len(reached)} reached {goal:g}"
+    else:
+        best = max(fitting, key=lambda trial: trial.point.recall_at_10)
+        why = f"none of {len(fitting)} recipes reached recall@10 {goal:g}{within} on {best.rows:,} vectors; this came nearest"
+    return Choice(best.factory, why, chosen_by, rows, goal, bytes_budget, threads, list(trials))
+
+
+# -- how it is searched ----------------------------------------------------------------------------------------------------
+
+
+def sweep(
+    index: Searchable,
+    factory: str,
+    queries_QD: Floats,
+    truth: Truth,
+    *,
+    goal: float,
+    threads: int,
+    latencies: bool = True,
+) -> list[SearchPoint]:
+    """The settings that are worth having: none of them is both slower and less exact than another; fastest first."""
+    measured: list[SearchPoint] = []
+    for line in _lines_of_settings(factory):
+        best_before = max((point.recall_at_10 for point in measured), default=0.0)
+        before = -1.0
+        for setting in line:
+            point = _measure(index, setting, queries_QD, truth, threads)
+            measured.append(point)
+            fastest = max((p.qps for p in measured if p.recall_at_10 >= max(goal, 0.99)), default=0.0)
+            if point.recall_at_10 >= 0.9995 or point.recall_at_10 - before < _GAIN or point.qps < fastest:
+                break
+            before = point.recall_at_10
+        if len(measured) > 1 and max(point.recall_at_10 for point in measured) - best_before < _GAIN:
+            break
+    frontier = [point for point in measured if not any(_dominates(other, point) for other in measured)]
+    frontier.sort(key=lambda point: -point.qps)
+    return [_with_latencies(index, point, queries_QD) if latencies else point for point in frontier]
+
+
+def _dominates(other: SearchPoint, point: SearchPoint) -> bool:
+    at_least = other.recall_at_10 >= point.recall_at_10 and other.qps >= point.qps
+    return at_least and (other.recall_at_10, other.qps) != (point.recall_at_10, point.qps)
+
+
+def _lines_of_settings(factory: str) -> Iterator[Iterator[SearchSetting]]:
+    """Lines of ever more thorough settings, one line a factor of refinement."""
+    lists = lists_of(factory)
+    if factory.startswith("HNSW"):
+        yield (SearchSetting(ef_search=16 << i) for i in range(7))
+    elif "Refine" in factory:
+        for factor in (2, 4, 8, 16, 32, 64):
+            yield (SearchSetting(nprobe=1 << i, k_factor=factor) for i in range(lists.bit_length()))
+    elif lists > 1:
+        yield (SearchSetting(nprobe=1 << i) for i in range(lists.bit_length()))
+    else:
+        yield iter([SearchSetting()])
+
+
+def best_point(points: Sequence[SearchPoint], goal: float = RECALL_GOAL) -> SearchPoint:
+    """The fastest that reaches the goal; where none does, the one of highest recall."""
+    reached = [point for point in points if point.recall_at_10 >= goal]
+    return max(reached, key=lambda point: point.qps) if reached else max(points, key=lambda point: point.recall_at_10)
+
+
+def _measure(index: Searchable, setting: SearchSetting, queries_QD: Floats, truth: Truth, threads: int) -> SearchPoint:
+    with omp_threads(threads):
+        seconds: list[float] = []
+        while not seconds or (sum(seconds) < _MEASURE_S and len(seconds) < 20):
+            started = time.perf_counter()
+            _, ids = index.search(queries_QD, TOP + 1, setting)
+            seconds.append(time.perf_counter() - started)
+    qps = len(queries_QD) / float(np.median(seconds))
+    return SearchPoint(setting, round(truth.recall(ids), 4), 0.0, 0.0, round(qps, 1))
+
+
+def single_query_ms(ask: Callable[[Floats], object], queries_QD: Floats) -> Floats:
+    """Milliseconds of each query (1, D) asked alone, on one thread; (Q,)."""
+    times = []
+    with omp_threads(1):
+        for query in queries_QD:
+            started = time.perf_counter()
+            ask(query[None, :])
+            times.append((time.perf_counter() - started) * 1_000)
+    return np.array(times, np.float32)
+
+
+def _with_latencies(index: Searchable, point: SearchPoint, queries_QD: Floats) -> SearchPoint:
+    milliseconds = single_query_ms(lambda query_1D: index.search(query_1D, TOP + 1, point.setting), queries_QD[:300])
+    p50, p99 = (round(float(np.percentile(milliseconds, share)), 4) for share in (50, 99))
+    return SearchPoint(point.setting, point.recall_at_10, p50, p99, point.qps)
+
+
+@contextmanager
+def omp_threads(threads: int) -> Iterator[None]:
+    """FAISS on so many threads meanwhile."""
+    before = faiss.omp_get_max_threads()
+    faiss.omp_set_num_threads(max(1, threads))
+    try:
+        yield
+    finally:
+        faiss.omp_set_num_threads(before)
