@@ -39,6 +39,9 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     commands.add_parser("encoders", help="the encoders' versions: which is live, which are kept fresh").set_defaults(
         run=encoders
     )
+    releases_parser = commands.add_parser("releases", help="every checked release: figures, lineage, which is live")
+    releases_parser.add_argument("--last", type=_positive, default=20, help="how many, the newest ones (default 20)")
+    releases_parser.set_defaults(run=releases)
     rollback_parser = commands.add_parser("rollback", help="make an earlier release live again")
     rollback_parser.add_argument(
         "--to", metavar="RELEASE", help="default: the one before the last cut-over, else the one before"
@@ -153,6 +156,30 @@ def encoders(args: argparse.Namespace, out: Printer) -> None:
         days = f"{len(served & set(passed_days(lake, version)))} of {len(served)}"
         rows.append((version, *version_state(lake, version), days, vectors.get(version, 0), releases.count(version)))
     out(format_table(rows, ("embedding_version", "state", "since", "days", "vectors", "releases")))
+
+
+RELEASE_COLUMNS = ("release_id", "status", "rows", "recall_at_10", "p99_ms", "qps", "bytes_a_vector", "factory", "setting")
+
+
+def releases(args: argparse.Namespace, out: Printer) -> None:
+    """The table `releases` as text, oldest first."""
+    from embedding.index.history import release_rows
+    from embedding.index.release import read_pointer
+
+    lake = Lake(args.home)
+    rows = release_rows(lake)[-args.last :]
+    if not rows:
+        raise UsageError(f"no release was ever checked under {lake.home}")
+    pointer = read_pointer(lake)
+    marks = {} if pointer is None else dict.fromkeys(pointer.withdrawn, "withdrawn") | {pointer.release_id: "live"}
+    lines = [
+        (marks.get(row["release_id"], ""), *(row[name] for name in RELEASE_COLUMNS), f"{row['built_at']:%Y-%m-%d %H:%M}")
+        for row in rows
+    ]
+    out(format_table(lines, ("", *RELEASE_COLUMNS, "built_at")))
+    for row in rows:
+        for failure in row["failures"]:
+            out(f"{row['release_id']} failed: {failure}")
 
 
 def rollback(args: argparse.Namespace, out: Printer) -> None:

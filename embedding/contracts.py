@@ -365,7 +365,78 @@ NIGHTS = TableContract(
     constraints=_DAY_CHECK | {"nothing_lost": "status = 'failed' OR landed = embedded + quarantined"},
 )
 
-TABLES: dict[str, TableContract] = {t.name: t for t in (PINS, BOARDS, SAVES, PIN_EMBEDDINGS, QUARANTINE, NIGHTS)}
+_RELEASE_FILE = pa.struct([("name", pa.string()), ("size_bytes", pa.int64()), ("sha256", pa.string())])
+
+RELEASES = TableContract(
+    name="releases",
+    about=(
+        "One row an index release that was checked, live or not: its figures, and what it was made of. Releases of a version "
+        "that is retired are deleted; their rows stay."
+    ),
+    schema=pa.schema(
+        [
+            pa.field("release_id", pa.string(), nullable=False),
+            pa.field("ds", pa.string(), nullable=False),
+            pa.field("embedding_version", pa.string(), nullable=False),
+            pa.field("status", pa.string(), nullable=False),
+            pa.field("failures", pa.list_(pa.string())),
+            pa.field("rows", pa.int64(), nullable=False),
+            pa.field("factory", pa.string(), nullable=False),
+            pa.field("setting", pa.string(), nullable=False),
+            pa.field("recall_goal", pa.float64()),
+            pa.field("recall_at_10", pa.float64(), nullable=False),
+            pa.field("recall_low", pa.float64()),
+            pa.field("recall_high", pa.float64()),
+            pa.field("overlap_at_10", pa.float64()),
+            pa.field("qps", pa.float64()),
+            pa.field("p50_ms", pa.float64()),
+            pa.field("p99_ms", pa.float64()),
+            pa.field("bytes_a_vector", pa.float64(), nullable=False),
+            pa.field("size_bytes", pa.int64(), nullable=False),
+            pa.field("files", pa.list_(_RELEASE_FILE)),
+            pa.field("pins_version", pa.int64(), nullable=False),
+            pa.field("pin_embeddings_version", pa.int64(), nullable=False),
+            pa.field("built_by", pa.string(), nullable=False),
+            pa.field("built_at", TIMESTAMP, nullable=False),
+            pa.field("checked_at", TIMESTAMP, nullable=False),
+            pa.field("published_by", pa.string()),
+            pa.field("published_at", TIMESTAMP),
+        ]
+    ),
+    partition_by=(),
+    key=("release_id",),
+    meanings={
+        "release_id": "The release: its folder under `releases/pins`.",
+        "ds": "The last day whose pins it holds.",
+        "embedding_version": "The encoder of its vectors.",
+        "status": "`passed` or `failed`: the verdict of its latest check.",
+        "failures": "What the check found, a sentence each; empty where it passed.",
+        "rows": "Pins.",
+        "factory": "The recipe of its index, in FAISS's language.",
+        "setting": "How it is searched: the fastest setting that reached the goal.",
+        "recall_goal": "The recall@10 that it was tuned for.",
+        "recall_at_10": "What the check found, against exact search.",
+        "recall_low": "Lower end of its 95% interval over the queries.",
+        "recall_high": "Upper end.",
+        "overlap_at_10": "Share of neighbours in common with the release that was live when it was checked; null without one.",
+        "qps": "Queries a second of a batch, as the build measured them.",
+        "p50_ms": "Median milliseconds of a single query on one thread, as the check measured them.",
+        "p99_ms": "Their 99th percentile.",
+        "bytes_a_vector": "Of index and pin id.",
+        "size_bytes": "Of all its files.",
+        "files": "Name, size and SHA-256 of each.",
+        "pins_version": "Version of the Delta table `pins` that it was built from.",
+        "pin_embeddings_version": "Version of the Delta table `pin_embeddings` that it was built from.",
+        "built_by": "The run that built it.",
+        "built_at": "When (UTC).",
+        "checked_at": "When it was last checked (UTC).",
+        "published_by": "The run that last made it live; null where none did. A rollback is no run.",
+        "published_at": "When (UTC).",
+    },
+    constraints=_DAY_CHECK | {"status_is_known": "status = 'passed' OR status = 'failed'"},
+)
+
+TABLES: dict[str, TableContract] = {t.name: t for t in (PINS, BOARDS, SAVES, PIN_EMBEDDINGS, QUARANTINE, NIGHTS, RELEASES)}
 
 EXPORT_SCHEMAS: dict[str, pa.Schema] = {
     "pins": pa.schema(

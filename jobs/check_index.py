@@ -18,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 from pyspark.sql import DataFrame, SparkSession
 
+from embedding.index.history import record_check
 from embedding.index.reader import Release
 from embedding.index.recall import Floats, Ids, Truth, mean_interval
 from embedding.index.release import (
@@ -170,6 +171,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     manifest = read_manifest(lake, read_candidate(lake, args.run_id))
     check = verdict(lake, manifest, check_release(lake, manifest, args))
     write_check(lake, manifest.release_id, check)
+    record_check(lake, manifest, check)
     for failure in check.failures:
         log.error("%s: %s", manifest.release_id, failure)
     log.info("%s: recall@10 %.4f over %d queries", manifest.release_id, check.recall_at_10, check.queries)

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import random
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from deltalake import write_deltalake
-from deltalake.exceptions import CommitFailedError
 from pyspark.sql import DataFrame, Row, SparkSession
 
 from embedding.contracts import EMBEDDING_DIM, NIGHTS, PIN_EMBEDDINGS, PINS
 from embedding.quality.gate import NORM_TOLERANCE, VectorFacts
 from embedding.tables.lake import Lake, partition_is
+from embedding.tables.rows import write_row
 from jobs.session import ArrowRows, map_arrow, read_table
 
 
@@ -24,8 +21,6 @@ def one_row(aggregate: DataFrame) -> Row:
     assert row is not None, "an aggregate without groups has one row"
     return row
 
-
-_MAX_WRITE_ATTEMPTS = 30
 
 _PARTIAL = pa.schema(
     [("rows", pa.int64()), ("wrong_dimension", pa.int64()), ("off_norm", pa.int64()), ("sum", pa.list_(pa.float64()))]
@@ -60,19 +55,9 @@ def vector_facts(spark: SparkSession, lake: Lake, ds: str, version: str) -> Vect
     )
 
 
-def write_night(lake: Lake, row: Mapping[str, Any], sleep: Callable[[float], None] = time.sleep) -> None:
-    """The run's row under its encoder; a retry of the check replaces its own. Rows written side by side all arrive."""
-    run_id = str(row["run_id"]).replace("'", "''")
-    own = f"run_id = '{run_id}' AND ds = '{row['ds']}' AND embedding_version = '{row['embedding_version']}'"
-    lake.open(NIGHTS)
-    rows = pa.Table.from_pylist([dict(row)], schema=NIGHTS.schema)
-    for attempt in range(_MAX_WRITE_ATTEMPTS):
-        try:
-            write_deltalake(lake.table_uri(NIGHTS), rows, mode="overwrite", predicate=own)
-            return
-        except CommitFailedError:
-            sleep(random.uniform(0.05, 0.2) * min(attempt + 1, 10))  # noqa: S311 - jitter, no secret
-    raise CommitFailedError(f"nights: no commit in {_MAX_WRITE_ATTEMPTS} attempts, others were always faster")
+def write_night(lake: Lake, row: Mapping[str, Any]) -> None:
+    """The run's row under its encoder; a retry of the check replaces its own."""
+    write_row(lake, NIGHTS, row)
 
 
 def table_versions(lake: Lake) -> dict[str, int]:

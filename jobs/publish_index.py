@@ -16,6 +16,7 @@ from collections.abc import Sequence
 
 from embedding.encoder.config import ConfigError
 from embedding.index.cut_over import cut_over
+from embedding.index.history import record_publication
 from embedding.index.release import ReleaseError, publish, read_candidate
 from embedding.tables.lake import Lake
 from jobs.session import arguments, log, run_program
@@ -31,7 +32,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
     lake = Lake(args.home)
     publish_release = cut_over if args.cut_over else publish
-    log.info("%s", publish_release(lake, read_candidate(lake, args.run_id), args.run_id))
+    release_id = read_candidate(lake, args.run_id)
+    log.info("%s", publish_release(lake, release_id, args.run_id))
+    record_publication(lake, release_id, args.run_id)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from embedding.index.build import Shard, fill_piece, merge_pieces
 from embedding.index.factory import is_mergeable, train_index
 from embedding.index.reader import opened_shards
 from embedding.index.recall import Floats, Ids, Truth, exact_top_k
-from embedding.index.release import MANIFEST, Manifest, ReleaseFile, release_uri
+from embedding.index.release import MANIFEST, LivePointer, Manifest, ReleaseFile, look_at_pointer, move_pointer, release_uri
 from embedding.index.tuning import TOP, best_point, candidates, choose, sweep, try_recipes
 from embedding.tables import storage
 from embedding.tables.exports import file_sha256
@@ -104,3 +104,8 @@ def build_release(
     )
     storage.write_atomic(f"{root}/{MANIFEST}", manifest.to_json())
     return manifest
+
+
+def point_at(lake: Lake, pointer: LivePointer) -> None:
+    """Moves the pointer without asking whether it may be moved."""
+    move_pointer(lake, pointer, look_at_pointer(lake)[1])

@@ -18,11 +18,12 @@ from embedding.index.release import (
     ReleaseError,
     checked_release,
     live_version,
+    look_at_pointer,
+    move_pointer,
     pointer_lock,
     publish,
     read_manifest,
     read_pointer,
-    write_pointer,
 )
 from embedding.tables import storage
 from embedding.tables.lake import Lake
@@ -118,16 +119,19 @@ def roll_back(lake: Lake, release_id: str | None, run_id: str) -> str:
     if new != old and is_stored(lake, old):
         mark_fresh(lake, old, Role.PREVIOUS, run_id)
     with pointer_lock(lake):
-        live, now = _pointer(lake), datetime.now(UTC).isoformat(timespec="seconds")
-        if live.release_id != before.release_id:
-            raise ReleaseError(f"{live.release_id} went live meanwhile: nothing was changed. Look at it, and ask again")
+        (live, tag), now = look_at_pointer(lake), datetime.now(UTC).isoformat(timespec="seconds")
+        if live is None or live.release_id != before.release_id:
+            raise ReleaseError("another release went live meanwhile: nothing was changed. Look at it, and ask again")
         read_manifest(lake, target)  # a retirement may have deleted it since it was checked
         withdrawn = [i for i in (*live.withdrawn, live.release_id) if i != target][-20:]
         pointer = LivePointer(target, check.manifest_sha256, new, live.release_id, run_id, now)
         if new == old:
             pointer = replace(pointer, cut_over_from=live.cut_over_from, cut_over_release=live.cut_over_release)
         pointer = replace(pointer, cut_over_at=live.cut_over_at if new == old else now, rolled_back_at=now, withdrawn=withdrawn)
-        write_pointer(lake, pointer)
+        try:
+            move_pointer(lake, pointer, tag)
+        except storage.ChangedMeanwhileError as error:
+            raise ReleaseError("another release went live meanwhile: nothing was changed. Look at it, and ask again") from error
     if new != old and read_fresh(lake, new):
         unmark_fresh(lake, new)
     what = f"{target} is live again, instead of {before.release_id}"

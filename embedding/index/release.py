@@ -8,7 +8,7 @@
 
 LIVE names the live release's embedding version too: index, encoder and all that carries a version move with it, and with
 nothing else (docs/decisions/0005-one-pointer-moves-everything.md). Who moves it holds a lock where the lake is on a file
-system; an object store has none, and there Airflow's pool `release_pointer` lets one task at a time move it.
+system; an object store replaces it only if it still is what was looked at (a conditional put).
 
 A folder without a manifest is no release. Nothing in a release is changed after its manifest is written.
 """
@@ -32,6 +32,8 @@ from embedding.index.tuning import Choice, SearchPoint, Trial
 from embedding.tables import storage
 from embedding.tables.exports import file_sha256
 from embedding.tables.lake import Lake
+
+_MOVES = 5
 
 MANIFEST, CHECK = "manifest.json", "check.json"
 LIVE = LIVE_POINTER.rpartition("/")[2]
@@ -249,24 +251,33 @@ class LivePointer:
 
 def read_pointer(lake: Lake) -> LivePointer | None:
     """The pointer, or None before the first release. Reads one small file."""
+    return look_at_pointer(lake)[0]
+
+
+def look_at_pointer(lake: Lake) -> tuple[LivePointer | None, str | None]:
+    """The pointer, and a tag of it for `move_pointer`."""
     uri = f"{lake.home}/{LIVE_POINTER}"
-    if not storage.exists(uri):
-        return None
+    data, tag = storage.read_tagged(uri)
+    if data is None:
+        return None, None
     known = {f.name for f in fields(LivePointer)}
     try:
-        return LivePointer(**{name: value for name, value in json.loads(storage.read_bytes(uri)).items() if name in known})
+        return LivePointer(**{name: value for name, value in json.loads(data).items() if name in known}), tag
     except (ValueError, AttributeError, TypeError) as error:
         raise ReleaseError(f"{uri} is not a pointer to a release ({error})") from error
 
 
-def write_pointer(lake: Lake, pointer: LivePointer) -> None:
-    """Replaces the pointer. Call it under `pointer_lock`, with what was decided from a pointer read under it."""
-    storage.write_atomic(f"{lake.home}/{LIVE_POINTER}", (json.dumps(asdict(pointer), indent=1) + "\n").encode())
+def move_pointer(lake: Lake, pointer: LivePointer, tag: str | None) -> None:
+    """Replaces the pointer, if it still is the one that `look_at_pointer` gave with this tag. Call it under `pointer_lock`.
+
+    Raises ChangedMeanwhileError: another one moved it, and nothing was changed.
+    """
+    storage.replace_unchanged(f"{lake.home}/{LIVE_POINTER}", (json.dumps(asdict(pointer), indent=1) + "\n").encode(), tag)
 
 
 @contextmanager
 def pointer_lock(lake: Lake) -> Iterator[None]:
-    """Keeps other processes of this machine from moving the pointer meanwhile. Nothing is locked in an object store."""
+    """Keeps other processes of this machine from moving the pointer meanwhile. An object store needs no lock for that."""
     if not storage.is_local(lake.home):
         yield
         return
@@ -306,8 +317,18 @@ def publish(lake: Lake, release_id: str, run_id: str, *, cut_over: bool = False,
             or the live one was built from later table versions.
     """
     manifest, check = checked_release(lake, release_id)
+    for _ in range(_MOVES):
+        try:
+            return _publish(lake, manifest, check, run_id, cut_over, expected_live)
+        except storage.ChangedMeanwhileError:
+            continue  # whether this one may still follow is to be decided anew
+    raise ReleaseError(f"release {release_id} was not published: the pointer was moved by others {_MOVES} times meanwhile")
+
+
+def _publish(lake: Lake, manifest: Manifest, check: Check, run_id: str, cut_over: bool, expected_live: str | None) -> str:
+    release_id = manifest.release_id
     with pointer_lock(lake):
-        live, now = read_pointer(lake), datetime.now(UTC).isoformat(timespec="seconds")
+        (live, tag), now = look_at_pointer(lake), datetime.now(UTC).isoformat(timespec="seconds")
         if live and live.release_id == release_id:
             return f"{release_id} is live already"
         if live and expected_live and live.release_id != expected_live:
@@ -322,7 +343,7 @@ def publish(lake: Lake, release_id: str, run_id: str, *, cut_over: bool = False,
             withdrawn = [i for i in live.withdrawn if i != release_id]
             pointer = replace(pointer, previous=live.release_id, withdrawn=withdrawn)
             pointer = replace(pointer, cut_over_from=kept[0], cut_over_release=kept[1], cut_over_at=kept[2])
-        write_pointer(lake, replace(pointer, published_by=run_id, published_at=now))
+        move_pointer(lake, replace(pointer, published_by=run_id, published_at=now), tag)
     return f"{release_id} is live" + (f", before it {live.release_id}" if live else "")
 
 

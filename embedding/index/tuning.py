@@ -1,5 +1,7 @@
 """Which index, and how it is searched: chosen by trying, under a recall goal and a budget of bytes a vector.
 
+(docs/decisions/0010-recipes-chosen-by-trying.md)
+
 `try_recipes` builds each plausible family on a sample and sweeps its search parameters; `choose` takes the one that answers
 most queries a second among those that reach the goal within the budget, and says why in a sentence. `sweep` is then run once
 more on the finished index, because the setting that reaches a goal depends on the number of rows.

@@ -6,14 +6,21 @@ deltalake and pyarrow.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import uuid
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
 import pyarrow.fs as pafs
+
+if TYPE_CHECKING:
+    from obstore.store import ClientConfig
+
+_CONDITIONAL_SCHEMES = {"s3", "s3a", "gs", "az", "abfs", "abfss"}
 
 
 def normalise_uri(address: str) -> str:
@@ -84,6 +91,62 @@ def write_atomic(uri: str, data: bytes) -> None:
         temporary.replace(target)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+class ChangedMeanwhileError(Exception):
+    """Someone else replaced the file after it was read: nothing was written."""
+
+
+def read_tagged(uri: str) -> tuple[bytes | None, str | None]:
+    """A small file and a tag of what was read, for `replace_unchanged`; (None, None) where there is none."""
+    if (store := _object_store(uri)) is not None:
+        import obstore
+
+        try:
+            got = obstore.get(store[0], store[1])
+            return bytes(got.bytes()), got.meta["e_tag"]
+        except FileNotFoundError:
+            return None, None
+    if not exists(uri):
+        return None, None
+    data = read_bytes(uri)
+    return data, hashlib.sha256(data).hexdigest()
+
+
+def replace_unchanged(uri: str, data: bytes, tag: str | None) -> None:
+    """`write_atomic`, if the file still is what `read_tagged` gave with this tag (None: if there still is none).
+
+    In an object store the store itself compares and replaces in one step (a conditional put: S3, GCS, Azure). Elsewhere the
+    caller holds a lock, because look and replacement are two steps.
+
+    Raises ChangedMeanwhileError.
+    """
+    if (store := _object_store(uri)) is not None:
+        import obstore
+        from obstore.exceptions import AlreadyExistsError, PreconditionError
+
+        try:
+            obstore.put(store[0], store[1], data, mode="create" if tag is None else {"e_tag": tag})
+        except (AlreadyExistsError, PreconditionError) as error:
+            raise ChangedMeanwhileError(f"{uri} was replaced meanwhile") from error
+        return
+    if read_tagged(uri)[1] != tag:
+        raise ChangedMeanwhileError(f"{uri} was replaced meanwhile")
+    write_atomic(uri, data)
+
+
+def _object_store(uri: str) -> tuple[Any, str] | None:
+    """The store of a URI that has conditional puts, and the path in it; None for file systems."""
+    uri = normalise_uri(uri)
+    if is_local(uri) or urlsplit(uri).scheme not in _CONDITIONAL_SCHEMES:
+        return None
+    from obstore.store import from_url
+
+    parts = urlsplit(uri)
+    # A store in the own network, named by AWS_ENDPOINT_URL, may speak plain HTTP; none on the Internet does.
+    options: ClientConfig = {"allow_http": os.environ.get("AWS_ENDPOINT_URL", "").startswith("http://")}
+    store: Any = from_url(f"{parts.scheme}://{parts.netloc}", client_options=options)
+    return store, parts.path.lstrip("/")
 
 
 def list_files(uri: str, suffix: str = "") -> Iterator[tuple[str, int]]:

@@ -24,9 +24,10 @@ from embedding.encoder.store import (
     stored_versions,
     version_state,
 )
-from embedding.index.release import LivePointer, write_pointer
+from embedding.index.release import LivePointer
 from embedding.tables.lake import Lake
 from tests.encoder.test_config import write
+from tests.small_release import point_at
 
 
 @pytest.fixture
@@ -110,7 +111,7 @@ def test_live_means_the_default_before_the_first_release_and_the_pointers_versio
     first, second = (str(other(tmp_path / str(weight), weight)) for weight in (0.5, 0.25))
     assert resolve_encoder(lake, "live", first).version == str(embedding_version(load_config(first)))
     version = str(add_encoder(lake, second))
-    write_pointer(lake, LivePointer("r1", embedding_version=version))
+    point_at(lake, LivePointer("r1", embedding_version=version))
     folder = Path(lake.releases_uri) / "r1"
     folder.mkdir()
     names = dict.fromkeys(("ds", "encoder", "factory", "built_by", "built_at"), "")

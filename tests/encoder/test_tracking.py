@@ -29,11 +29,12 @@ from embedding.encoder.tracking import (
     training_uri,
 )
 from embedding.index.factory import SearchSetting
-from embedding.index.release import LivePointer, Manifest, read_pointer, write_pointer
+from embedding.index.release import LivePointer, Manifest, read_pointer
 from embedding.tables import storage
 from embedding.tables.lake import Lake
 from jobs import mirror_registry, register_encoder
 from tests.encoder.test_config import write
+from tests.small_release import point_at
 
 SHIPPED = "pinclip-base-0123456789ab"
 MATES = "board_mate_recall_at_10"
@@ -111,7 +112,7 @@ def versions_of(lake: Lake, version: str) -> list[Any]:
 
 def serve(lake: Lake, version: str) -> None:
     """A release of that version goes live."""
-    write_pointer(lake, LivePointer(release_id=f"2026-11-20-{version[-12:]}", embedding_version=version))
+    point_at(lake, LivePointer(release_id=f"2026-11-20-{version[-12:]}", embedding_version=version))
 
 
 def test_an_accepted_encoder_is_recorded_stored_and_registered(lake: Lake, caplog: pytest.LogCaptureFixture) -> None:
@@ -268,7 +269,7 @@ def test_a_pointer_without_a_version_is_read_through_its_manifest(lake: Lake) ->
         release, "2026-11-19", version, "pinclip-base", 1, 8, "Flat", SearchSetting(), 1.0, [], 1, 1, "run", "now", {}
     )
     storage.write_atomic(f"{lake.releases_uri}/{release}/manifest.json", manifest.to_json())
-    write_pointer(lake, LivePointer(release))
+    point_at(lake, LivePointer(release))
     mirror_live(lake)
     assert aliases(lake)[LIVE] == version
 

@@ -10,8 +10,9 @@ import pytest
 from demo.days import DEMO_DAYS
 from embedding.cli import main as pinlake
 from embedding.contracts import PINS, QUARANTINE
+from embedding.index.history import release_rows
 from embedding.index.reader import Release, open_live
-from embedding.index.release import ReleaseError, live_release_id, read_check, read_manifest
+from embedding.index.release import ReleaseError, live_release_id, read_candidate, read_check, read_manifest
 from embedding.tables.lake import Lake
 from embedding.tables.scan import read_rows
 
@@ -54,6 +55,32 @@ def test_the_manifest_is_bound_to_its_check_and_its_tables(lake: Lake, live: Rel
     assert manifest.recall_at_10 >= 0.95 and check.recall_at_10 >= 0.93
     assert manifest.pins_version == lake.open(PINS).version()
     assert set(manifest.files) >= {"index-00000.faiss", "ids-00000.npy", "pins-00000.parquet"}
+
+
+def test_the_table_of_releases_has_its_figures_and_its_lineage(lake: Lake, live: Release) -> None:
+    manifest, check = live.manifest, read_check(lake, live.manifest.release_id)
+    (row,) = release_rows(lake)
+    assert check is not None
+    assert (row["release_id"], row["status"], row["published_by"]) == (manifest.release_id, "passed", manifest.built_by)
+    assert row["recall_low"] <= row["recall_at_10"] == check.recall_at_10 <= row["recall_high"]
+    assert 0 < row["p50_ms"] <= row["p99_ms"]
+    assert row["pin_embeddings_version"] == manifest.pin_embeddings_version
+    assert {file["name"]: file["sha256"] for file in row["files"]} == {n: f.sha256 for n, f in manifest.files.items()}
+
+
+def test_the_next_release_keeps_the_recipe_and_is_compared_with_the_live_one(lake: Lake, live: Release, tmp_path: Path) -> None:
+    from jobs import build_index, check_index
+
+    copy = Lake(str(tmp_path / "home"))
+    shutil.copytree(lake.home, copy.home)
+    copy.open(PINS).alter.set_table_properties({"delta.appendOnly": "false"})  # a new version of the same rows
+    build_index.main(["--home", copy.home, "--run-id", "next"])
+    candidate = read_manifest(copy, read_candidate(copy, "next"))
+    assert candidate.release_id != live.manifest.release_id
+    assert candidate.choice == live.manifest.choice, "tried once, kept while the lake is of a like size"
+    assert check_index.main(["--home", copy.home, "--run-id", "next"]) == 0
+    check = read_check(copy, candidate.release_id)
+    assert check is not None and check.overlap_at_10 is not None and check.overlap_at_10 > 0.9
 
 
 def test_an_unchanged_lake_gives_the_same_release_again(lake: Lake, live: Release) -> None:
@@ -99,7 +126,7 @@ def test_status_shows_tables_releases_and_nights(lake: Lake, live: Release, caps
         assert text in out
 
 
-def test_a_release_with_a_flipped_bit_does_not_go_live(lake: Lake, tmp_path: Path) -> None:
+def test_a_release_with_a_flipped_bit_does_not_go_live(lake: Lake, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from jobs import check_index, publish_index
 
     copy = Lake(str(tmp_path / "home"))
@@ -115,3 +142,6 @@ def test_a_release_with_a_flipped_bit_does_not_go_live(lake: Lake, tmp_path: Pat
         publish_index.main(["--home", copy.home, "--run-id", "first"])
     with pytest.raises(ReleaseError, match=r"index-00000\.faiss is damaged"):
         open_live(copy)
+    capsys.readouterr()
+    assert pinlake(["--home", copy.home, "releases"]) == 0
+    assert "failed: index-00000.faiss is damaged" in capsys.readouterr().out
