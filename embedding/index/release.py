@@ -216,6 +216,8 @@ def checked_release(lake: Lake, release_id: str) -> tuple[Manifest, Check]:
         raise ReleaseError(f"release {release_id} has not been checked as it lies there: run check_index.py first")
     if not check.passed:
         raise ReleaseError(f"release {release_id} failed its check: {'; '.join(check.failures)}")
+    if manifest.format != FORMAT:
+        raise ReleaseError(f"release {release_id} is of format {manifest.format}, which no reader opens any more")
     if faults := verify_files(lake, manifest):
         raise ReleaseError(f"release {release_id} has changed since its check: {'; '.join(faults)}")
     return manifest, check

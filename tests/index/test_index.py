@@ -319,6 +319,25 @@ def test_a_check_of_other_files_than_those_that_lie_there_counts_for_nothing(lak
         publish(lake, "r1", "run")
 
 
+def test_a_release_of_the_format_before_is_listed_and_followed_but_neither_opened_nor_gone_back_to(lake: Lake) -> None:
+    manifest = build(lake, 50, "r1")
+    old = json.loads(manifest.to_json()) | {"format": 1, "nprobe": 4, "sweep": []}
+    for name in ("setting", "shards", "choice"):
+        del old[name]
+    (Path(release_uri(lake, "r1")) / "manifest.json").write_text(json.dumps(old))
+    (Path(lake.releases_uri) / "LIVE").write_text(json.dumps({"release_id": "r1", "embedding_version": VERSION}))
+    with pytest.raises(ReleaseError, match="run the DAG index_release"):
+        open_live(lake)
+    build(lake, 60, "r2", (2, 2))
+    approve(lake, "r2")
+    assert publish(lake, "r2", "the first night after the update") == "r2 is live, before it r1"
+    assert list_releases(lake)[0].setting.nprobe == 4
+    approve(lake, "r1")
+    with pytest.raises(ReleaseError, match="which no reader opens any more"):
+        roll_back(lake, None, "me")
+    assert open_live(lake).manifest.release_id == "r2"
+
+
 def test_unfinished_and_foreign_things_are_no_releases(lake: Lake) -> None:
     build(lake, 50, "r1")
     (Path(lake.releases_uri) / "half").mkdir()

@@ -58,11 +58,15 @@ def test_one_huge_night_does_not_flatten_the_others() -> None:
 
 
 def test_recall_chart_of_one_exact_point() -> None:
-    drawn = recall_against_latency([SearchPoint(SearchSetting(nprobe=1), 1.0, 0.0, 0.0, 0.0)], SearchSetting(nprobe=1), 0.95)
+    drawn = recall_against_latency(
+        [SearchPoint(SearchSetting(nprobe=1), 1.0, 1.0, 0.0, 0.0, 0.0)], SearchSetting(nprobe=1), 0.95
+    )
     assert "nprobe 1: recall 1.0000" in drawn
     assert "nan" not in drawn
 
 
 def test_recall_chart_without_the_chosen_point() -> None:
-    points = [SearchPoint(SearchSetting(nprobe=1 << i), 0.2 + i / 10, 0.1 * 2**i, 0.5 * 2**i, 100.0) for i in range(9)]
+    points = [
+        SearchPoint(SearchSetting(nprobe=1 << i), 0.2 + i / 10, 0.2 + i / 10, 0.1 * 2**i, 0.5 * 2**i, 100.0) for i in range(9)
+    ]
     assert recall_against_latency(points, SearchSetting(nprobe=3), 0.95).count("<circle") == 9
