@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import faiss
@@ -36,7 +37,18 @@ from embedding.index.release import (
     release_uri,
     write_candidate,
 )
-from embedding.index.tuning import RECALL_GOAL, TOP, Choice, best_point, candidates, choose, sweep, training_rows, try_recipes
+from embedding.index.tuning import (
+    RECALL_GOAL,
+    TOP,
+    Choice,
+    Wanted,
+    best_point,
+    candidates,
+    choose,
+    sweep,
+    training_rows,
+    try_recipe,
+)
 from embedding.tables import storage
 from embedding.tables.lake import Lake
 from jobs.current import PIN_COLUMNS, TIES_KNOWN, CurrentState, current_pins, current_state, exact_neighbours, sample_pins
@@ -65,6 +77,10 @@ def _share(text: str) -> float:
     return share
 
 
+def wanted_of(args: argparse.Namespace) -> Wanted:
+    return Wanted(args.recall_goal, args.threads, args.bytes_a_vector)
+
+
 def kept_choice(lake: Lake, version: str, rows: int, args: argparse.Namespace) -> Choice | None:
     """The live release's choice, where it is still to the point."""
     live = live_release_id(lake)
@@ -74,7 +90,7 @@ def kept_choice(lake: Lake, version: str, rows: int, args: argparse.Namespace) -
     choice = manifest.choice
     if choice is None or manifest.embedding_version != version or manifest.recall_at_10 < args.recall_goal:
         return None
-    alike = (choice.recall_goal, choice.bytes_budget) == (args.recall_goal, args.bytes_a_vector)
+    alike = (choice.wanted.recall_goal, choice.wanted.bytes_budget) == (args.recall_goal, args.bytes_a_vector)
     return choice if alike and choice.rows / 2 <= rows <= choice.rows * 2 else None
 
 
@@ -83,19 +99,19 @@ def try_on_sample(current: DataFrame, rows: int, release_id: str, args: argparse
     vectors_ND, ids_N = sample_pins(current, rows, TRIAL_ROWS, seed=1)
     queries_QD, query_ids = sample_pins(current, rows, QUERIES, seed=2)
     near = exact_top_k(queries_QD, [(vectors_ND, ids_N)], min(TIES_KNOWN, len(ids_N)))
-    settings = {"goal": args.recall_goal, "threads": args.threads, "bytes_budget": args.bytes_a_vector}
+    truth, wanted = Truth.of(*near, query_ids, TOP), wanted_of(args)
     factories = candidates(rows, EMBEDDING_DIM, args.bytes_a_vector)
     # A sample has fewer lists than the whole: what is compared is the families.
     scaled = candidates(min(rows, len(ids_N)), EMBEDDING_DIM, args.bytes_a_vector) if len(ids_N) < rows / 2 else factories
     by_family = dict(zip(map(family_of, scaled), scaled, strict=True))
     tried = [by_family[family_of(name)] for name in factories if family_of(name) in by_family]
     try:
-        trials = try_recipes(tried, vectors_ND, ids_N, queries_QD, Truth.of(*near, query_ids, TOP), **settings)
-        choice = choose(trials, rows=rows, chosen_by=release_id, **settings)
+        trials = [try_recipe(name, vectors_ND, ids_N, queries_QD, truth, wanted) for name in tried]
+        choice = choose(trials, rows, wanted, release_id)
     except ValueError as error:
         raise ReleaseError(str(error)) from error
     whole = next(name for name in factories if family_of(name) == family_of(choice.factory))
-    return Choice(**vars(choice) | {"factory": whole})
+    return replace(choice, factory=whole)
 
 
 def build(
@@ -123,7 +139,7 @@ def build(
     queries_QD, query_ids = sample_pins(current, rows, QUERIES, seed=2)
     truth = exact_neighbours(current, queries_QD, query_ids)
     with opened_shards(root, shards) as opened:
-        points = sweep(opened, choice.factory, queries_QD, truth, goal=args.recall_goal, threads=args.threads)
+        points = sweep(opened, choice.factory, queries_QD, truth, wanted_of(args))
     point = best_point(points, args.recall_goal)
     manifest = Manifest(
         release_id=release_id,

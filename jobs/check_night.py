@@ -15,14 +15,15 @@ from typing import Any
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
-from embedding.contracts import PIN_EMBEDDINGS, PINS, QUARANTINE
+from embedding.contracts import NIGHTS, PIN_EMBEDDINGS, PINS, QUARANTINE
 from embedding.encoder.config import ConfigError
 from embedding.index.release import ReleaseError
 from embedding.quality.gate import NightCounts, check_counts, check_vectors
 from embedding.tables.exports import ExportError
 from embedding.tables.lake import Lake, Partition, partition_is
+from embedding.tables.rows import write_row
 from jobs.lookups import find_rows, wanted_rows
-from jobs.night_rows import one_row, table_versions, vector_facts, write_night
+from jobs.night_rows import one_row, table_versions, vector_facts
 from jobs.session import EXIT_GATE_FAILED, StepStatistics, arguments, job_encoder, log, read_table, run_program, spark_session
 
 
@@ -107,7 +108,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     counts = count_night(spark, lake, args.ds, version, args.run_id, exported)
     failures = check_counts(counts, args.min_coverage)
     failures += check_vectors(vector_facts(spark, lake, args.ds, version), counts.embedded)
-    write_night(lake, night_row(lake, args, version, counts, failures))
+    write_row(lake, NIGHTS, night_row(lake, args, version, counts, failures))
     for failure in failures:
         log.error("%s: %s", args.ds, failure)
     log.info("%s: %s", args.ds, counts)

@@ -28,9 +28,10 @@ from embedding.index.release import ReleaseError, live_version
 from embedding.quality.gate import NightCounts, check_counts, check_vectors
 from embedding.tables.lake import DayChangedError, Lake, partition_version
 from embedding.tables.nights import passed_days
+from embedding.tables.rows import write_row
 from jobs.current import ROW_KEY, CurrentState, current_state, latest_pins, settled_rows
 from jobs.embed_day import DayJob, embed_day, kept_frames
-from jobs.night_rows import one_row, table_versions, vector_facts, write_night
+from jobs.night_rows import one_row, table_versions, vector_facts
 from jobs.resources import ResourcesError
 from jobs.retries import add_retry_arguments, retry_of
 from jobs.session import EXIT_GATE_FAILED, arguments, job_encoder, log, run_program, spark_session, until_settled
@@ -120,7 +121,7 @@ def migrate_day(spark: SparkSession, migration: Migration, ds: str) -> list[str]
         **table_versions(lake),
         "checked_at": datetime.now(UTC),
     }
-    write_night(lake, row)
+    write_row(lake, NIGHTS, row)
     log.info("%s: %d living pins, %d encoded, %d quarantined", ds, counts.landed, counts.encoded, counts.quarantined)
     return failures
 

@@ -1,18 +1,14 @@
-"""What the checks of nights and of migrations share: a look at every vector of a day, and the row of `nights`."""
+"""What the checks of nights and of migrations share: a look at every vector of a day, and the versions of the tables."""
 
 from __future__ import annotations
-
-from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from pyspark.sql import DataFrame, Row, SparkSession
 
-from embedding.contracts import EMBEDDING_DIM, NIGHTS, PIN_EMBEDDINGS, PINS
+from embedding.contracts import EMBEDDING_DIM, PIN_EMBEDDINGS, PINS
 from embedding.quality.gate import NORM_TOLERANCE, VectorFacts
 from embedding.tables.lake import Lake, partition_is
-from embedding.tables.rows import write_row
 from jobs.session import ArrowRows, map_arrow, read_table
 
 
@@ -53,11 +49,6 @@ def vector_facts(spark: SparkSession, lake: Lake, ds: str, version: str) -> Vect
         off_norm=sum(part.off_norm for part in parts),
         mean_vector_norm=float(np.linalg.norm(total) / rows) if rows else None,
     )
-
-
-def write_night(lake: Lake, row: Mapping[str, Any]) -> None:
-    """The run's row under its encoder; a retry of the check replaces its own."""
-    write_row(lake, NIGHTS, row)
 
 
 def table_versions(lake: Lake) -> dict[str, int]:

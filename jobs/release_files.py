@@ -11,7 +11,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
@@ -69,8 +68,8 @@ def fill_pieces(pins: DataFrame, layout: Layout, trained: bytes, threads: int, w
                 index, ids = (Path(folder) / f"piece-{number:05d}.{kind}" for kind in ("faiss", "npy"))
                 with omp_threads(threads):
                     rows = fill_piece(trained, pieces, index, ids)
-            yield _uploaded(number, rows, [described], release)
             _upload([index, ids], work_uri)
+            yield _uploaded(number, rows, [described], release)
 
     ordered = pins.repartitionByRange(layout.pieces, "pin_id").sortWithinPartitions("pin_id")
     return _collected(map_arrow(ordered.select(*DESCRIBED.names, "embedding"), fill, _WRITTEN))
@@ -92,7 +91,7 @@ def merge_shards(
     def merge(batches: ArrowRows) -> ArrowRows:
         for batch in batches:
             for number in batch.column(0).to_pylist():
-                shard = Shard(number, 0, 0)
+                shard = Shard(number, 0)
                 mine = [piece for piece in piece_numbers if piece // layout.pieces_a_shard == number]
                 with tempfile.TemporaryDirectory() as folder:
                     paths = [_fetched(work_uri, f"piece-{piece:05d}", Path(folder)) for piece in mine]
@@ -101,8 +100,7 @@ def merge_shards(
                     yield _uploaded(number, rows, [index, ids], release)
 
     written = _collected(map_arrow(spark.range(0, layout.shards, 1, layout.shards), merge, _WRITTEN))
-    first = np.cumsum([0, *(written.rows[number] for number in range(layout.shards))])
-    return written, [Shard(number, int(first[number]), written.rows[number]) for number in range(layout.shards)]
+    return written, [Shard(number, written.rows[number]) for number in range(layout.shards)]
 
 
 def write_attributes(pins: DataFrame, tasks: int, release: str) -> Written:

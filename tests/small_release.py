@@ -15,7 +15,7 @@ from embedding.index.factory import is_mergeable, train_index
 from embedding.index.reader import opened_shards
 from embedding.index.recall import Floats, Ids, Truth, exact_top_k
 from embedding.index.release import MANIFEST, LivePointer, Manifest, ReleaseFile, look_at_pointer, move_pointer, release_uri
-from embedding.index.tuning import TOP, best_point, candidates, choose, sweep, try_recipes
+from embedding.index.tuning import TOP, Wanted, best_point, candidates, choose, sweep, try_recipe
 from embedding.tables import storage
 from embedding.tables.exports import file_sha256
 from embedding.tables.lake import Lake
@@ -28,6 +28,31 @@ def unit_vectors(rows: int, dim: int, seed: int = 0) -> Floats:
     vectors = centres[rng.integers(0, 20, rows)] + 0.7 * rng.normal(size=(rows, dim))
     unit: Floats = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
     return unit
+
+
+def write_shards(root: Path, factory: str, vectors_ND: Floats, ids_N: Ids, count: int) -> list[Shard]:
+    """Shards of two pieces each, or of one where pieces cannot be merged."""
+    trained, shards = train_index(factory, vectors_ND.shape[1], vectors_ND), []
+    for number, part in enumerate(np.array_split(np.arange(len(ids_N)), count)):
+        shard, pieces = Shard(number, len(part)), []
+        for piece, half in enumerate(np.array_split(part, 2 if is_mergeable(factory) else 1)):
+            pieces.append((root / f"piece-{piece}.faiss", root / f"piece-{piece}.npy"))
+            fill_piece(trained, [(vectors_ND[half], ids_N[half])], *pieces[-1])
+        merge_pieces(trained, pieces, root / shard.index_file, root / shard.ids_file)
+        shards.append(shard)
+    return shards
+
+
+def describe_pins(root: Path, ids_N: Ids, pins: Mapping[str, Sequence[Any]]) -> None:
+    """The pins' descriptions and attributes; titles and a board a pin where `pins` has none."""
+    rows = len(ids_N)
+    columns: dict[str, Any] = {"board_id": ids_N, "title": [f"pin {i}" for i in range(rows)], "image_uri": [None] * rows}
+    columns |= {"tags": [[]] * rows, "pin_id": ids_N} | dict(pins)
+    pq.write_table(pa.table(columns), root / "pins-00000.parquet")
+    pairs = [("board", str(board), pin) for pin, board in zip(ids_N.tolist(), columns["board_id"], strict=True)]
+    pairs += [("tag", tag, pin) for pin, tags in zip(ids_N.tolist(), columns["tags"], strict=True) for tag in tags]
+    kinds, values, of_pins = zip(*sorted(pairs), strict=True)
+    pq.write_table(pa.table({"kind": kinds, "value": values, "pin_id": of_pins}), root / "attributes-00000.parquet")
 
 
 def build_release(
@@ -47,37 +72,16 @@ def build_release(
     rows, dim = vectors_ND.shape
     queries = np.arange(0, rows, max(1, rows // 300))
     near = exact_top_k(vectors_ND[queries], [(vectors_ND, ids_N)], min(100, rows))
-    truth = Truth.of(*near, ids_N[queries], TOP)
+    truth, wanted = Truth.of(*near, ids_N[queries], TOP), Wanted(goal)
     tried = [factory] if factory else candidates(rows, dim)
-    settings: dict[str, Any] = {"goal": goal, "threads": 1, "bytes_budget": None}
-    trials = try_recipes(tried, vectors_ND, ids_N, vectors_ND[queries], truth, **settings)
-    choice = choose(trials, rows=rows, chosen_by=release_id, **settings)
-    trained = train_index(choice.factory, dim, vectors_ND)
+    trials = [try_recipe(name, vectors_ND, ids_N, vectors_ND[queries], truth, wanted) for name in tried]
+    choice = choose(trials, rows, wanted, release_id)
     root = Path(release_uri(lake, release_id))
     root.mkdir(parents=True, exist_ok=True)
-    made = []
-    for number, part in enumerate(np.array_split(np.arange(rows), shards)):
-        shard = Shard(number, int(part[0]), len(part))
-        pieces = []
-        for piece, half in enumerate(np.array_split(part, 2 if is_mergeable(choice.factory) else 1)):
-            pieces.append((root / f"piece-{piece}.faiss", root / f"piece-{piece}.npy"))
-            fill_piece(trained, [(vectors_ND[half], ids_N[half])], *pieces[-1])
-        merge_pieces(trained, pieces, root / shard.index_file, root / shard.ids_file)
-        made.append(shard)
-    described: dict[str, Any] = {
-        "board_id": ids_N,
-        "title": [f"pin {i}" for i in range(rows)],
-        "image_uri": [None] * rows,
-        "tags": [[]] * rows,
-    }
-    described |= {"pin_id": ids_N} | dict(pins or {})
-    pq.write_table(pa.table(described), root / "pins-00000.parquet")
-    pairs = [("board", str(board), pin) for pin, board in zip(ids_N.tolist(), described["board_id"], strict=True)]
-    pairs += [("tag", tag, pin) for pin, tags in zip(ids_N.tolist(), described["tags"], strict=True) for tag in tags]
-    kinds, values, of_pins = zip(*sorted(pairs), strict=True)
-    pq.write_table(pa.table({"kind": kinds, "value": values, "pin_id": of_pins}), root / "attributes-00000.parquet")
+    made = write_shards(root, choice.factory, vectors_ND, ids_N, shards)
+    describe_pins(root, ids_N, pins or {})
     with opened_shards(str(root), made) as opened:
-        points = sweep(opened, choice.factory, vectors_ND[queries], truth, goal=goal, threads=1)
+        points = sweep(opened, choice.factory, vectors_ND[queries], truth, wanted)
     point = best_point(points, goal)
     manifest = Manifest(
         **{

@@ -27,10 +27,9 @@ ROWS_A_PIECE = 250_000
 
 @dataclass(frozen=True)
 class Shard:
-    """One file of a release's index: its number, its first row among all rows of the release, and how many it has."""
+    """One file of a release's index: its number, in the order of the pin ids, and how many rows it has."""
 
     number: int
-    first_row: int
     rows: int
 
     @property

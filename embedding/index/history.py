@@ -47,7 +47,7 @@ def _row(manifest: Manifest, check: Check) -> dict[str, Any]:
         **{name: getattr(check, name) for name in figures},
         "status": "passed" if check.passed else "failed",
         "setting": str(manifest.setting),
-        "recall_goal": manifest.choice.recall_goal if manifest.choice else None,
+        "recall_goal": manifest.choice.wanted.recall_goal if manifest.choice else None,
         "qps": point.qps if point else None,
         "bytes_a_vector": round(manifest.index_bytes_a_vector, 1),
         "size_bytes": manifest.size_bytes,

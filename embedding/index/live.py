@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable
 from types import TracebackType
 
 from embedding.index.reader import Release, open_live
@@ -25,12 +24,12 @@ class LiveRelease:
         scores, ids = live.release.search(queries_QD)
     """
 
-    def __init__(self, lake: Lake, every_s: float = 5.0, on_change: Callable[[Release], None] | None = None):
+    def __init__(self, lake: Lake, every_s: float = 5.0):
         """Opens what is live; `with` looks for changes every `every_s` seconds, in a thread of its own.
 
         Raises ReleaseError where nothing is live, or it is not whole.
         """
-        self._lake, self._every_s, self._on_change = lake, every_s, on_change
+        self._lake, self._every_s = lake, every_s
         self._release = open_live(lake)
         self._refused: str | None = None
         self._refreshing = threading.Lock()
@@ -53,8 +52,6 @@ class LiveRelease:
             opened = open_live(self._lake)
             self._release = opened
         log.info("release %s serves now", opened.manifest.release_id)
-        if self._on_change is not None:
-            self._on_change(opened)
         return True
 
     def _follow(self) -> None:

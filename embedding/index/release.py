@@ -28,7 +28,7 @@ from typing import Any
 from embedding.contracts import LIVE_POINTER
 from embedding.index.build import Shard
 from embedding.index.factory import SearchSetting
-from embedding.index.tuning import Choice, SearchPoint, Trial
+from embedding.index.tuning import Choice, SearchPoint, Trial, Wanted
 from embedding.tables import storage
 from embedding.tables.exports import file_sha256
 from embedding.tables.lake import Lake
@@ -111,7 +111,7 @@ class Manifest:
             values["shards"] = [Shard(**shard) for shard in values.get("shards", [])]
             if choice := values.get("choice"):
                 trials = [Trial(**trial | {"point": _point(trial["point"])}) for trial in choice["trials"]]
-                values["choice"] = Choice(**choice | {"trials": trials})
+                values["choice"] = Choice(**choice | {"trials": trials, "wanted": Wanted(**choice["wanted"])})
             return cls(**values)
         except (ValueError, KeyError, TypeError) as error:
             raise ReleaseError(f"{where}: not a release manifest ({error})") from error

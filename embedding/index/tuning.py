@@ -2,7 +2,7 @@
 
 (docs/decisions/0010-recipes-chosen-by-trying.md)
 
-`try_recipes` builds each plausible family on a sample and sweeps its search parameters; `choose` takes the one that answers
+`try_recipe` builds a plausible family on a sample and sweeps its search parameters; `choose` takes the one that answers
 most queries a second among those that reach the goal within the budget, and says why in a sentence. `sweep` is then run once
 more on the finished index, because the setting that reaches a goal depends on the number of rows.
 
@@ -38,6 +38,15 @@ AS_GOOD = 0.9
 
 _MEASURE_S = 0.15
 _GAIN = 0.001
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What is asked of an index: recall@10, threads that search a batch, bytes a vector at most (None: no limit)."""
+
+    recall_goal: float = RECALL_GOAL
+    threads: int = 1
+    bytes_budget: float | None = None
 
 
 @dataclass(frozen=True)
@@ -84,9 +93,7 @@ class Choice:
     why: str
     chosen_by: str
     rows: int
-    recall_goal: float
-    bytes_budget: float | None
-    threads: int
+    wanted: Wanted
     trials: list[Trial]
 
 
@@ -162,62 +169,34 @@ def training_rows(factory: str) -> int:
     return max(lists_of(factory) * TRAINING_POINTS_A_CENTROID, 20_000)
 
 
-def try_recipes(
-    factories: Sequence[str],
-    vectors_ND: Floats,
-    ids_N: Ids,
-    queries_QD: Floats,
-    truth: Truth,
-    *,
-    goal: float,
-    threads: int,
-    bytes_budget: float | None,
-) -> list[Trial]:
-    """Builds and sweeps each factory on a sample. `truth` is of the queries' neighbours within that sample."""
-    return [
-        _try(name, vectors_ND, ids_N, queries_QD, truth, goal=goal, threads=threads, bytes_budget=bytes_budget)
-        for name in factories
-    ]
-
-
-def _try(
-    factory: str,
-    vectors_ND: Floats,
-    ids_N: Ids,
-    queries_QD: Floats,
-    truth: Truth,
-    *,
-    goal: float,
-    threads: int,
-    bytes_budget: float | None,
-) -> Trial:
+def try_recipe(factory: str, vectors_ND: Floats, ids_N: Ids, queries_QD: Floats, truth: Truth, wanted: Wanted) -> Trial:
+    """Builds a factory's index on a sample and sweeps it. `truth` is of the queries' neighbours within that sample."""
     started = time.perf_counter()
-    with omp_threads(threads):
+    with omp_threads(wanted.threads):
         trained = train_index(factory, vectors_ND.shape[1], vectors_ND[: training_rows(factory)])
         index = deserialize(trained)
         index.add(vectors_ND)
     seconds = time.perf_counter() - started
     size = (len(serialize(index)) - len(trained)) / len(vectors_ND) + ID_BYTES
-    points = sweep(OneIndex(index, ids_N), factory, queries_QD, truth, goal=goal, threads=threads, latencies=False)
-    point = best_point(points, goal)
+    points = sweep(OneIndex(index, ids_N), factory, queries_QD, truth, wanted, latencies=False)
+    point = best_point(points, wanted.recall_goal)
     return Trial(
         factory=factory,
         rows=len(vectors_ND),
         bytes_a_vector=round(size, 1),
         build_s=round(seconds, 2),
         point=point,
-        reached=point.recall_low >= goal,
-        fits=bytes_budget is None or size <= bytes_budget,
+        reached=point.recall_low >= wanted.recall_goal,
+        fits=wanted.bytes_budget is None or size <= wanted.bytes_budget,
     )
 
 
-def choose(
-    trials: Sequence[Trial], *, rows: int, goal: float, bytes_budget: float | None, threads: int, chosen_by: str
-) -> Choice:
+def choose(trials: Sequence[Trial], rows: int, wanted: Wanted, chosen_by: str) -> Choice:
     """The fastest recipe that reaches the goal within the budget; the smallest of those that are about as fast.
 
     Where none does both, the budget is kept and the highest recall taken. Raises ValueError where nothing fits the budget.
     """
+    goal, bytes_budget = wanted.recall_goal, wanted.bytes_budget
     fitting = [trial for trial in trials if trial.fits]
     if not fitting:
         least = min((trial.bytes_a_vector for trial in trials), default=0.0)
@@ -234,21 +213,14 @@ def choose(
     else:
         best = max(fitting, key=lambda trial: trial.point.recall_at_10)
         why = f"none of {len(fitting)} recipes reached recall@10 {goal:g}{within} on {best.rows:,} vectors; this came nearest"
-    return Choice(best.factory, why, chosen_by, rows, goal, bytes_budget, threads, list(trials))
+    return Choice(best.factory, why, chosen_by, rows, wanted, list(trials))
 
 
 # -- how it is searched ----------------------------------------------------------------------------------------------------
 
 
 def sweep(
-    index: Searchable,
-    factory: str,
-    queries_QD: Floats,
-    truth: Truth,
-    *,
-    goal: float,
-    threads: int,
-    latencies: bool = True,
+    index: Searchable, factory: str, queries_QD: Floats, truth: Truth, wanted: Wanted, *, latencies: bool = True
 ) -> list[SearchPoint]:
     """The settings that are worth having: none of them is both slower and less exact than another; fastest first."""
     measured: list[SearchPoint] = []
@@ -256,9 +228,9 @@ def sweep(
         best_before = max((point.recall_at_10 for point in measured), default=0.0)
         before = -1.0
         for setting in line:
-            point = _measure(index, setting, queries_QD, truth, threads)
+            point = _measure(index, setting, queries_QD, truth, wanted.threads)
             measured.append(point)
-            fastest = max((p.qps for p in measured if p.recall_at_10 >= max(goal, 0.99)), default=0.0)
+            fastest = max((p.qps for p in measured if p.recall_at_10 >= max(wanted.recall_goal, 0.99)), default=0.0)
             if point.recall_at_10 >= 0.9995 or point.recall_at_10 - before < _GAIN or point.qps < fastest:
                 break
             before = point.recall_at_10

@@ -180,9 +180,9 @@ def recipes_against(choice: Choice, unit: str) -> Html:
         x = trial.point.qps if unit == "queries a second" else trial.bytes_a_vector
         said = f"{trial.factory}: recall {trial.point.recall_at_10:.4f}, {x:,.0f} {unit}"
         dots.append(Dot(x, trial.point.recall_at_10, "", said, family_of(trial.factory) == family_of(choice.factory)))
-    described = f"{len(dots)} recipes; chosen: {choice.factory}; goal {choice.recall_goal}"
-    legend = [(f"goal {choice.recall_goal}", "goal"), ("chosen", "chosen")]
-    return _recall_chart(f"Recall@10 against {unit}", described, dots, choice.recall_goal, legend)
+    described = f"{len(dots)} recipes; chosen: {choice.factory}; goal {choice.wanted.recall_goal}"
+    legend = [(f"goal {choice.wanted.recall_goal}", "goal"), ("chosen", "chosen")]
+    return _recall_chart(f"Recall@10 against {unit}", described, dots, choice.wanted.recall_goal, legend)
 
 
 @dataclass(frozen=True)

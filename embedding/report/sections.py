@@ -260,7 +260,7 @@ def recall_section(live: ReleaseState | None) -> Html:
     manifest = live.manifest
     if not manifest.sweep:
         return section("recall", title, None, note(f"Release {manifest.release_id} carries no measurements."))
-    goal = manifest.choice.recall_goal if manifest.choice else RECALL_GOAL
+    goal = manifest.choice.wanted.recall_goal if manifest.choice else RECALL_GOAL
     lead = (
         f"Recall@10 of {manifest.release_id} against exact search, as its build measured it, one query at a time on one "
         f"thread. The fastest setting that reaches {goal} was chosen."
@@ -272,10 +272,10 @@ def recall_section(live: ReleaseState | None) -> Html:
 
 def _recipes(choice: Choice) -> Html:
     """What was tried before the recipe was taken, and why this one was."""
-    budget = "no limit of memory" if choice.bytes_budget is None else f"at most {choice.bytes_budget:g} bytes a vector"
-    said = (
-        f"{choice.factory}: {choice.why}. Asked for: recall@10 of {choice.recall_goal:g}, {budget}, {choice.threads} threads."
-    )
+    wanted = choice.wanted
+    budget = "no limit of memory" if wanted.bytes_budget is None else f"at most {wanted.bytes_budget:g} bytes a vector"
+    asked = f"recall@10 of {wanted.recall_goal:g}, {budget}, {wanted.threads} threads"
+    said = f"{choice.factory}: {choice.why}. Asked for: {asked}."
     rows = [
         element(
             "tr",

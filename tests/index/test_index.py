@@ -30,7 +30,7 @@ from embedding.index.release import (
     release_uri,
     write_check,
 )
-from embedding.index.tuning import TOP, candidates, choose, try_recipes
+from embedding.index.tuning import TOP, Wanted, candidates, choose, try_recipe
 from embedding.tables import storage
 from embedding.tables.lake import Lake
 from tests.small_release import build_release, unit_vectors
@@ -167,14 +167,15 @@ def test_a_sweep_keeps_what_is_worth_having_and_the_choice_says_why(lake: Lake) 
 def test_a_budget_is_kept_and_one_that_nothing_fits_is_refused() -> None:
     vectors, ids = unit_vectors(3_000, 64), ids_of(3_000)
     truth = Truth.of(*exact_top_k(vectors[:200], [(vectors, ids)], 100), ids[:200], TOP)
-    tried: dict[str, Any] = {"goal": 0.8, "threads": 1, "bytes_budget": 100.0}
+    wanted = Wanted(0.8, bytes_budget=100)
     names = candidates(3_000, 64, 100)
     assert names and "Flat" not in names
-    choice = choose(try_recipes(names, vectors, ids, vectors[:200], truth, **tried), rows=3_000, chosen_by="r", **tried)
+    trials = [try_recipe(name, vectors, ids, vectors[:200], truth, wanted) for name in names]
+    choice = choose(trials, 3_000, wanted, "r")
     chosen = next(trial for trial in choice.trials if trial.factory == choice.factory)
     assert chosen.reached and chosen.bytes_a_vector <= 100
     with pytest.raises(ValueError, match="no index fits in 5 bytes"):
-        choose([], rows=3_000, chosen_by="r", goal=0.8, threads=1, bytes_budget=5)
+        choose([], 3_000, Wanted(0.8, bytes_budget=5), "r")
 
 
 def test_equal_neighbours_at_the_last_place_count_as_found() -> None:
