@@ -204,13 +204,16 @@ def abandon(args: argparse.Namespace, out: Printer) -> None:
 
 
 def search(args: argparse.Namespace, out: Printer) -> None:
-    from embedding.index.reader import open_live
+    from embedding.index.live import LiveRelease
 
     lake = Lake(args.home)
-    release = open_live(lake)
+    release = LiveRelease(lake).release
     neighbours = _neighbours(lake, release, args)
     rows = [(rank, n.score, n.pin_id, (n.title or "")[:48], n.image_uri or "") for rank, n in enumerate(neighbours, start=1)]
-    out(f"release {release.manifest.release_id}, {release.manifest.rows} pins\n")
+    said = f"release {release.manifest.release_id}, {release.manifest.rows} pins"
+    if release.changes and len(release.changes.superseded):
+        said += f"; {len(release.changes.superseded)} changed since, {release.changes.searchable} of them are searched"
+    out(f"{said}\n")
     out(format_table(rows, ("#", "cosine", "pin_id", "title", "image")))
 
 

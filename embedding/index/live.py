@@ -1,7 +1,10 @@
-"""The live release, followed: who asks always gets the one that `LIVE` names, and a change of it fails or mixes no query.
+"""The live release, followed: who asks gets the one that `LIVE` names, as the lake is now. A change fails or mixes no query.
 
 A query takes the release once and asks it alone; a new one is verified and opened beside it before anyone gets it. The old one
 is closed by the garbage collector when its last query is done. A new release that cannot be opened is told and not taken.
+
+Between two releases the tables go on: pins that a night, a backfill or an export within the day added, changed or deleted since
+the release was built are found, or not found any more, at the next look (embedding/index/changes.py).
 """
 
 from __future__ import annotations
@@ -10,11 +13,18 @@ import logging
 import threading
 from types import TracebackType
 
+import pyarrow as pa
+from deltalake.exceptions import DeltaError
+
+from embedding.index.changes import ChangeFeed
 from embedding.index.reader import Release, open_live
 from embedding.index.release import ReleaseError, live_release_id
 from embedding.tables.lake import Lake
 
 log = logging.getLogger("pinlake")
+
+FEED_ERRORS = (OSError, DeltaError, pa.ArrowException)
+"""What reading the tables may raise."""
 
 
 class LiveRelease:
@@ -30,8 +40,8 @@ class LiveRelease:
         Raises ReleaseError where nothing is live, or it is not whole.
         """
         self._lake, self._every_s = lake, every_s
-        self._release = open_live(lake)
-        self._refused: str | None = None
+        self._said: str | None = None
+        self._release, self._feed = self._opened()
         self._refreshing = threading.Lock()
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._follow, name="pinlake-live-release", daemon=True)
@@ -42,27 +52,47 @@ class LiveRelease:
         return self._release
 
     def refresh(self) -> bool:
-        """Takes the release that is live now, if it is another one. Returns whether it was.
+        """Takes the release that is live now, and what changed in the tables since it was built. Returns whether anything did.
 
-        Raises ReleaseError where that one cannot be opened; the one before goes on serving.
+        Raises ReleaseError where that release cannot be opened, DeltaError or OSError where the tables cannot be read; what
+        was there before goes on serving.
         """
         with self._refreshing:
-            if live_release_id(self._lake) == self._release.manifest.release_id:
+            before = self._release
+            if live_release_id(self._lake) != before.manifest.release_id:
+                self._release, self._feed = self._opened()
+                log.info("release %s serves now", self._release.manifest.release_id)
+                return True
+            changes = self._feed.look()
+            if changes is before.changes:
                 return False
-            opened = open_live(self._lake)
-            self._release = opened
-        log.info("release %s serves now", opened.manifest.release_id)
-        return True
+            self._release = before.with_changes(changes)
+            said = (changes.searchable, len(changes.superseded), before.manifest.release_id)
+            log.info("%d pins are searched and %d rows hidden beside release %s", *said)
+            return True
+
+    def _opened(self) -> tuple[Release, ChangeFeed]:
+        """The live release and its feed, its changes looked up first: nobody sees a pin come, go and come again."""
+        release = open_live(self._lake)
+        feed = ChangeFeed(self._lake, release.manifest)
+        try:
+            return release.with_changes(feed.look()), feed
+        except FEED_ERRORS as error:
+            self._say_once(release, error)  # as it was built, it is better than none
+            return release, feed
 
     def _follow(self) -> None:
         while not self._stopped.wait(self._every_s):
             try:
                 self.refresh()
-                self._refused = None
-            except (ReleaseError, OSError) as error:
-                if str(error) != self._refused:  # said once, not every few seconds
-                    log.error("%s goes on serving: %s", self._release.manifest.release_id, error)
-                self._refused = str(error)
+                self._said = None
+            except (ReleaseError, *FEED_ERRORS) as error:
+                self._say_once(self._release, error)
+
+    def _say_once(self, serving: Release, error: Exception) -> None:
+        if str(error) != self._said:  # not every few seconds
+            log.error("%s goes on serving: %s", serving.manifest.release_id, error)
+        self._said = str(error)
 
     def __enter__(self) -> LiveRelease:
         self._thread.start()

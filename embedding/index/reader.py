@@ -1,7 +1,7 @@
 """Opening a release and searching it. Refuses what is damaged, unchecked or of another encoder, before the first query.
 
-Thread-safe after construction: nothing here changes. A release without some of its pins (`without`) is another object over the
-same open files.
+Thread-safe after construction: nothing here changes. A release without some pins (`without`), or with what changed since it was
+built (`with_changes`), is another object over the same open files.
 """
 
 from __future__ import annotations
@@ -10,20 +10,20 @@ import copy
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.dataset as pads
 import pyarrow.fs as pafs
 
 from embedding.index.build import Shard
-from embedding.index.recall import Floats, Ids
+from embedding.index.changes import Changes
+from embedding.index.part import Criteria, Part
+from embedding.index.recall import Floats, Ids, merged_top_k
 from embedding.index.release import FORMAT, Manifest, ReleaseError, live_release_id, read_manifest, release_uri, verify_files
-from embedding.index.shards import Selection, Shards
+from embedding.index.shards import RowSelection, Shards
 from embedding.tables import storage
 from embedding.tables.lake import Lake
 
@@ -39,8 +39,19 @@ class Neighbour:
     board_id: int | None
 
 
+@dataclass(frozen=True)
+class Selection:
+    """Pins that searches of one release are confined to, as `Release.select` gives them."""
+
+    parts: tuple[RowSelection, ...]
+    of: tuple[Part, ...]
+
+    def __len__(self) -> int:
+        return sum(map(len, self.parts))
+
+
 class Release:
-    """A release opened for search."""
+    """A release opened for search, and the pins that changed since it was built, if it was told of them."""
 
     def __init__(self, lake: Lake, manifest: Manifest):
         """Verifies every file of the release, then opens it; what is large is memory-mapped.
@@ -60,15 +71,9 @@ class Release:
         faults = verify_files(lake, manifest)
         if faults:
             raise ReleaseError(f"release {manifest.release_id} is not whole: {'; '.join(faults)}. Build it again.")
-        self.manifest = manifest
         root = release_uri(lake, manifest.release_id)
-        try:
-            with opened_shards(root, manifest.shards) as shards:
-                self._shards = shards
-        except (RuntimeError, ValueError) as error:
-            raise ReleaseError(f"release {manifest.release_id} cannot be opened: {error}. Build it again.") from error
         filesystem, path = storage.filesystem_of(root)
-        self._pins, self._attributes = (
+        pins, attributes = (
             pads.dataset(
                 [f"{path}/{name}" for name in sorted(manifest.files) if name.startswith(prefix)],
                 filesystem=filesystem,
@@ -76,12 +81,27 @@ class Release:
             )
             for prefix in ("pins-", "attributes-")
         )
-        self._removed: Ids = np.empty(0, np.int64)
+        try:
+            with opened_shards(root, manifest.shards) as shards:
+                own = Part(shards, manifest.setting, pins, attributes, np.empty(0, np.int64))
+        except (RuntimeError, ValueError) as error:
+            raise ReleaseError(f"release {manifest.release_id} cannot be opened: {error}. Build it again.") from error
+        self.manifest = manifest
+        self.changes: Changes | None = None
+        self._parts: tuple[Part, ...] = (own,)
 
     def without(self, pin_ids: Ids) -> Release:
-        """This release without some pins (deleted since it was built, say): no search, look-up or selection finds them."""
+        """This release without some pins: no search, look-up or selection finds them."""
         other = copy.copy(self)
-        other._removed = np.unique(np.concatenate([self._removed, np.asarray(pin_ids, np.int64)]))
+        other._parts = tuple(part.hiding(np.asarray(pin_ids, np.int64)) for part in self._parts)
+        return other
+
+    def with_changes(self, changes: Changes) -> Release:
+        """This release as the lake is now: what changed since it was built takes the place of its rows."""
+        other = copy.copy(self)
+        other.changes = changes
+        own = replace(self._parts[0], hidden=changes.superseded)
+        other._parts = (own,) if changes.part is None else (own, changes.part)
         return other
 
     def require_version(self, embedding_version: str) -> None:
@@ -99,23 +119,19 @@ class Release:
 
         Args:
             queries_QD: L2-normalised float32 queries of the release's encoder.
-            among: Only these pins, as `select` gives them.
+            among: Only these pins, as `select` of this very object gives them.
         """
         queries = np.ascontiguousarray(queries_QD, np.float32)
         if queries.ndim != 2 or queries.shape[1] != self.manifest.dim:
             raise ValueError(f"queries of shape {queries.shape}; this release has {self.manifest.dim} dimensions")
         if not np.isfinite(queries).all():
             raise ValueError("a query has values that are no numbers")
-        if not len(self._removed) or among is not None:
-            return self._shards.search(queries, k, self.manifest.setting, among)
-        # Removed pins are few: asking for some more costs less than a filter would. Where all of those are gone too, filter.
-        scores, ids = self._shards.search(queries, 2 * k, self.manifest.setting)
-        gone = np.isin(ids, self._removed)
-        if bool(((~gone & (ids >= 0)).sum(axis=1) < np.minimum(k, (ids >= 0).sum(axis=1))).any()):
-            return self._shards.search(queries, k, self.manifest.setting, self.select())
-        order = np.argsort(gone, axis=1, kind="stable")[:, :k]
-        scores, ids = np.where(gone, -np.inf, scores).astype(np.float32), np.where(gone, -1, ids)
-        return np.take_along_axis(scores, order, 1), np.take_along_axis(ids, order, 1)
+        if among is not None and among.of is not self._parts:
+            raise ValueError("the selection is of another release, or of this one before it changed: select again")
+        found = [
+            part.search(queries, k, None if among is None else among.parts[number]) for number, part in enumerate(self._parts)
+        ]
+        return found[0] if len(found) == 1 else merged_top_k(found, k)
 
     def select(
         self, *, board: int | None = None, tag: str | None = None, pin_ids: Ids | Sequence[int] | None = None
@@ -124,15 +140,8 @@ class Release:
 
         May be kept and used for many searches of this release.
         """
-        sets = [] if pin_ids is None else [np.asarray(pin_ids, np.int64)]
-        for kind, value in (("board", board), ("tag", tag)):
-            if value is not None:
-                named = (pads.field("kind") == kind) & (pads.field("value") == str(value))
-                sets.append(self._attributes.to_table(columns=["pin_id"], filter=named)["pin_id"].to_numpy())
-        chosen = sets[0] if sets else self._shards.pin_ids
-        for other in sets[1:]:
-            chosen = np.intersect1d(chosen, other)
-        return self._shards.select(np.setdiff1d(chosen, self._removed))
+        criteria = Criteria(board, tag, None if pin_ids is None else np.asarray(pin_ids, np.int64))
+        return Selection(tuple(part.select(criteria) for part in self._parts), self._parts)
 
     def vector_of(self, pin_id: int) -> Floats:
         """The pin's vector (D,). Raises KeyError if the release does not hold the pin."""
@@ -144,15 +153,20 @@ class Release:
 
         Raises KeyError for one that the release does not hold.
         """
-        if len(gone := np.intersect1d(pin_ids, self._removed)):
-            raise KeyError(int(gone[0]))
-        return self._shards.vectors(np.asarray(pin_ids, np.int64))
+        wanted = np.asarray(pin_ids, np.int64)
+        vectors, missing = np.empty((len(wanted), self.manifest.dim), np.float32), np.ones(len(wanted), bool)
+        for part in self._parts:
+            here = part.holds(wanted)
+            vectors[here] = part.shards.vectors(wanted[here])
+            missing &= ~here
+        if missing.any():
+            raise KeyError(int(wanted[missing][0]))
+        return vectors
 
     def describe(self, pin_ids: Sequence[int]) -> dict[int, dict[str, Any]]:
         """Title, picture and board of pins, by id; an unknown id is left out."""
-        wanted = np.setdiff1d(np.array([int(pin) for pin in pin_ids], np.int64), self._removed)
-        found = self._pins.to_table(filter=pads.field("pin_id").isin(pa.array(wanted)))
-        return {row["pin_id"]: row for row in found.to_pylist()}
+        wanted = [int(pin) for pin in pin_ids]
+        return {pin: row for part in self._parts for pin, row in part.describe(wanted).items()}
 
     def sample(self, count: int, seed: int = 0) -> list[dict[str, Any]]:
         """Some pins of the release, the same ones for a seed."""
@@ -175,18 +189,17 @@ class Release:
 
     def pin_ids(self) -> Ids:
         """The ids of all pins, ascending: 8 bytes a pin."""
-        ids: Ids = np.setdiff1d(self._shards.pin_ids, self._removed, assume_unique=True)
-        return ids
+        return np.sort(np.concatenate([part.pin_ids() for part in self._parts]))
 
     def boards(self) -> tuple[Ids, Ids]:
         """(pin ids, board ids) of the pins that are on a board, in no order: 16 bytes a pin."""
-        pairs = self._pins.to_table(columns=["pin_id", "board_id"], filter=pads.field("board_id").is_valid())
-        return pairs["pin_id"].to_numpy().astype(np.int64), pairs["board_id"].to_numpy().astype(np.int64)
+        pins, boards = zip(*(part.boards() for part in self._parts), strict=True)
+        return np.concatenate(pins), np.concatenate(boards)
 
     def count_rows(self) -> tuple[int, int]:
-        """(vectors in the index, distinct pins described): equal in a sound release."""
-        ids = self._pins.to_table(columns=["pin_id"])["pin_id"]
-        return len(self._shards), int(pc.count_distinct(ids).as_py())
+        """(vectors in the index, distinct pins described), as the release was built: equal in a sound one."""
+        own = self._parts[0]
+        return len(own.shards), own.count_described()
 
 
 @contextmanager
@@ -194,7 +207,7 @@ def opened_shards(uri: str, shards: Sequence[Shard]) -> Iterator[Shards]:
     """The shards of a release's folder, which may be in an object store: then of copies, which are deleted at the end."""
     names = [name for shard in shards for name in (shard.index_file, shard.ids_file)]
     with tempfile.TemporaryDirectory() as cache:
-        yield Shards(_local_folder(uri, names, Path(cache)), shards)
+        yield Shards.open(_local_folder(uri, names, Path(cache)), shards)
 
 
 def _local_folder(uri: str, names: Sequence[str], folder: Path) -> Path:

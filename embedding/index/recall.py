@@ -6,7 +6,7 @@ so it is the cosine.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import faiss
@@ -28,6 +28,12 @@ def merge_top_k(scores_QN: Floats, ids_QN: Ids, k: int) -> tuple[Floats, Ids]:
         ids_QN = np.pad(ids_QN, ((0, 0), (0, missing)), constant_values=-1)
     order = np.argsort(-scores_QN, axis=1, kind="stable")[:, :k]
     return np.take_along_axis(scores_QN, order, 1), np.take_along_axis(ids_QN, order, 1)
+
+
+def merged_top_k(found: Sequence[tuple[Floats, Ids]], k: int) -> tuple[Floats, Ids]:
+    """The k best of the results of several searches, each (scores, ids) of shape (Q, any)."""
+    scores, ids = (np.concatenate(columns, axis=1) for columns in zip(*found, strict=True))
+    return merge_top_k(np.where(ids >= 0, scores, -np.inf).astype(np.float32), ids, k)
 
 
 def exact_top_k(queries_QD: Floats, pieces: Iterable[tuple[Floats, Ids]], k: int) -> tuple[Floats, Ids]:

@@ -16,7 +16,7 @@ import numpy as np
 
 from embedding.index.build import Shard
 from embedding.index.factory import SearchSetting, open_file, reconstruct, search
-from embedding.index.recall import Floats, Ids, merge_top_k
+from embedding.index.recall import Floats, Ids, merge_top_k, merged_top_k
 
 EXACT_BELOW = 10_000
 """Selections of at most so many pins are compared one by one: exact, and faster than an index that skips nearly all it sees."""
@@ -25,7 +25,7 @@ THOROUGH_AT_MOST = 16
 
 
 @dataclass(frozen=True)
-class Selection:
+class RowSelection:
     """Pins that a search is confined to, by their rows in each shard (ascending), and the share that they are of all."""
 
     rows: tuple[Ids, ...]
@@ -38,14 +38,21 @@ class Selection:
 class Shards:
     """The index of a release: shards in the order of their pin ids."""
 
-    def __init__(self, folder: Path, shards: Sequence[Shard]):
-        """Opens the files of a folder; the large ones are mapped, not read. Raises ValueError where index and ids disagree."""
-        self._indexes: list[Any] = [open_file(folder / shard.index_file) for shard in shards]
-        self._ids: list[Ids] = [np.load(folder / shard.ids_file, mmap_mode="r", allow_pickle=False) for shard in shards]
-        for shard, index, ids in zip(shards, self._indexes, self._ids, strict=True):
+    def __init__(self, indexes: Sequence[faiss.Index], ids: Sequence[Ids]):
+        """Row i of an index is the i-th of its ids, which ascend from the first of one index to the last of the last."""
+        self._indexes: list[Any] = list(indexes)
+        self._ids = list(ids)
+        self._first_ids = np.array([ids[0] if len(ids) else 0 for ids in self._ids], np.int64)
+
+    @classmethod
+    def open(cls, folder: Path, shards: Sequence[Shard]) -> Shards:
+        """Of the files of a folder; the large ones are mapped, not read. Raises ValueError where index and ids disagree."""
+        indexes = [open_file(folder / shard.index_file) for shard in shards]
+        all_ids: list[Ids] = [np.load(folder / shard.ids_file, mmap_mode="r", allow_pickle=False) for shard in shards]
+        for shard, index, ids in zip(shards, indexes, all_ids, strict=True):
             if not index.ntotal == len(ids) == shard.rows:
                 raise ValueError(f"{shard.index_file} has {index.ntotal} rows, {len(ids)} ids; the manifest says {shard.rows}")
-        self._first_ids = np.array([ids[0] if len(ids) else 0 for ids in self._ids], np.int64)
+        return cls(indexes, all_ids)
 
     def __len__(self) -> int:
         return sum(map(len, self._ids))
@@ -55,7 +62,9 @@ class Shards:
         """All pin ids, ascending: 8 bytes a pin."""
         return np.concatenate([np.asarray(ids) for ids in self._ids])
 
-    def search(self, queries_QD: Floats, k: int, setting: SearchSetting, among: Selection | None = None) -> tuple[Floats, Ids]:
+    def search(
+        self, queries_QD: Floats, k: int, setting: SearchSetting, among: RowSelection | None = None
+    ) -> tuple[Floats, Ids]:
         """Scores (Q, k) and pin ids (Q, k), best first; id -1 where there are fewer than k."""
         if among is not None and len(among) <= EXACT_BELOW:
             return self._compare(queries_QD, k, among)
@@ -66,12 +75,9 @@ class Shards:
             selector = None if among is None else _bitmap(among.rows[number], len(ids))
             scores, rows = search(index, queries_QD, k, setting, selector)
             parts.append((scores, np.where(rows >= 0, ids[np.maximum(rows, 0)], -1)))
-        if len(parts) == 1:
-            return parts[0]
-        scores, found = (np.concatenate(columns, axis=1) for columns in zip(*parts, strict=True))
-        return merge_top_k(np.where(found >= 0, scores, -np.inf).astype(np.float32), found, k)
+        return parts[0] if len(parts) == 1 else merged_top_k(parts, k)
 
-    def _compare(self, queries_QD: Floats, k: int, among: Selection) -> tuple[Floats, Ids]:
+    def _compare(self, queries_QD: Floats, k: int, among: RowSelection) -> tuple[Floats, Ids]:
         """Exhaustive comparison with a small selection."""
         vectors_ND = np.concatenate([reconstruct(index, rows) for index, rows in zip(self._indexes, among.rows, strict=True)])
         ids = np.concatenate([ids[rows] for ids, rows in zip(self._ids, among.rows, strict=True)])
@@ -90,11 +96,11 @@ class Shards:
                 found[mine] = ids[rows[mine]] == pin_ids[mine]
         return np.where(found, shard_of, -1).astype(np.int64), rows
 
-    def select(self, pin_ids: Ids) -> Selection:
+    def select(self, pin_ids: Ids) -> RowSelection:
         """Those of the pins that are here."""
         shard_of, rows = self.places(np.unique(pin_ids))
         picked = tuple(rows[shard_of == number] for number in range(len(self._ids)))
-        return Selection(picked, sum(map(len, picked)) / max(len(self), 1))
+        return RowSelection(picked, sum(map(len, picked)) / max(len(self), 1))
 
     def vectors(self, pin_ids: Ids) -> Floats:
         """The pins' vectors (N, D), in the order of the ids. Raises KeyError for one that is not here."""

@@ -127,7 +127,7 @@ def candidates(rows: int, dim: int, bytes_budget: float | None = None) -> list[s
     (arXiv 1812.09162), RaBitQ (arXiv 2405.12497) with its extra bits, and nested prefixes, each refined by scalar codes, come
     in where there is enough to train them on, or where the budget rules the plain ones out.
     """
-    lists = _lists_for(rows)
+    lists = lists_for(rows)
     plain = [f"IVF{lists},Flat", f"IVF{lists},SQ8"] if lists > 1 else []
     found = ["Flat", "SQ8"] if rows <= 200_000 else []
     found += plain
@@ -144,7 +144,7 @@ def candidates(rows: int, dim: int, bytes_budget: float | None = None) -> list[s
     return [name for name in found if bytes_budget is None or _least_bytes(name, dim) <= bytes_budget]
 
 
-def _lists_for(rows: int) -> int:
+def lists_for(rows: int) -> int:
     """About 4 sqrt(N) lists, a power of two, as FAISS's guide has it, never fewer than 39 rows a list; 1 for a small lake."""
     lists = min(4 * int(rows**0.5), rows // POINTS_A_CENTROID)
     return 1 << (lists.bit_length() - 1) if lists >= 16 else 1

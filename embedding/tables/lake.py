@@ -76,6 +76,10 @@ class Lake:
             table = DeltaTable(self.table_uri(contract))
         return table
 
+    def snapshot(self, contract: TableContract, version: int | None = None) -> DeltaTable:
+        """A table that exists, to read it: nothing is created or mended. Raises TableNotFoundError or DeltaError."""
+        return DeltaTable(self.table_uri(contract), version=version)
+
     def _create(self, contract: TableContract) -> None:
         DeltaTable.create(
             self.table_uri(contract),

@@ -31,7 +31,7 @@ def passed_days(lake: Lake, embedding_version: str) -> list[str]:
     """The days whose latest row of `nights` under a version says that they passed, in order."""
     if not lake.exists(NIGHTS):
         return []
-    nights = read_rows(lake.open(NIGHTS), ["ds", "embedding_version", "status", "checked_at"]).to_pylist()
+    nights = read_rows(lake.snapshot(NIGHTS), ["ds", "embedding_version", "status", "checked_at"]).to_pylist()
     latest = {
         row["ds"]: row["status"]
         for row in sorted(nights, key=lambda row: row["checked_at"])
