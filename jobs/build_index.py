@@ -14,19 +14,17 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Sequence
-from dataclasses import replace
 from datetime import UTC, datetime
 
 import faiss
 import numpy as np
-from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import SparkSession
 
 from embedding.contracts import EMBEDDING_DIM, NIGHTS
 from embedding.encoder.config import ConfigError, EncoderConfig
 from embedding.index.build import SHARD_BYTES, plan_layout
 from embedding.index.factory import family_of, train_index
 from embedding.index.reader import opened_shards
-from embedding.index.recall import Truth, exact_top_k
 from embedding.index.release import (
     MANIFEST,
     Manifest,
@@ -39,25 +37,30 @@ from embedding.index.release import (
 )
 from embedding.index.tuning import (
     RECALL_GOAL,
-    TOP,
     Choice,
     Wanted,
     best_point,
     candidates,
-    choose,
+    omp_threads,
     sweep,
     training_rows,
-    try_recipe,
 )
 from embedding.tables import storage
 from embedding.tables.lake import Lake
-from jobs.current import PIN_COLUMNS, TIES_KNOWN, CurrentState, current_pins, current_state, exact_neighbours, sample_pins
-from jobs.release_files import fill_pieces, merge_shards, write_attributes
+from jobs.current import (
+    PIN_COLUMNS,
+    CurrentState,
+    current_state,
+    current_vectors,
+    described_pins,
+    merged_truth,
+)
+from jobs.index_pieces import Places, fill_pieces, piece_bounds
+from jobs.index_sample import TRIAL_ROWS, take_sample, try_on_sample
+from jobs.release_files import merge_shards, write_attributes
 from jobs.session import arguments, day_argument, job_encoder, log, run_program, spark_session
 
-RECIPE_VERSION = 2
-QUERIES = 500
-TRIAL_ROWS = 50_000
+RECIPE_VERSION = 3
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -94,52 +97,41 @@ def kept_choice(lake: Lake, version: str, rows: int, args: argparse.Namespace) -
     return choice if alike and choice.rows / 2 <= rows <= choice.rows * 2 else None
 
 
-def try_on_sample(current: DataFrame, rows: int, release_id: str, args: argparse.Namespace) -> Choice:
-    """Tries what is plausible for so many rows on a sample of them. Memory: the sample, once a recipe."""
-    vectors_ND, ids_N = sample_pins(current, rows, TRIAL_ROWS, seed=1)
-    queries_QD, query_ids = sample_pins(current, rows, QUERIES, seed=2)
-    near = exact_top_k(queries_QD, [(vectors_ND, ids_N)], min(TIES_KNOWN, len(ids_N)))
-    truth, wanted = Truth.of(*near, query_ids, TOP), wanted_of(args)
-    factories = candidates(rows, EMBEDDING_DIM, args.bytes_a_vector)
-    # A sample has fewer lists than the whole: what is compared is the families.
-    scaled = candidates(min(rows, len(ids_N)), EMBEDDING_DIM, args.bytes_a_vector) if len(ids_N) < rows / 2 else factories
-    by_family = dict(zip(map(family_of, scaled), scaled, strict=True))
-    tried = [by_family[family_of(name)] for name in factories if family_of(name) in by_family]
-    try:
-        trials = [try_recipe(name, vectors_ND, ids_N, queries_QD, truth, wanted) for name in tried]
-        choice = choose(trials, rows, wanted, release_id)
-    except ValueError as error:
-        raise ReleaseError(str(error)) from error
-    whole = next(name for name in factories if family_of(name) == family_of(choice.factory))
-    return replace(choice, factory=whole)
-
-
 def build(
     spark: SparkSession, lake: Lake, state: CurrentState, release_id: str, config: EncoderConfig, args: argparse.Namespace
 ) -> Manifest:
-    """Writes all files of the release, the manifest last. An earlier, unfinished attempt is overwritten."""
-    current = current_pins(spark, lake, state, (*PIN_COLUMNS, "tags")).persist()
-    rows = current.count()
+    """Writes all files of the release, the manifest last. An earlier, unfinished attempt is overwritten.
+
+    The vectors are read twice, for the sample and for the index, and shuffled once.
+    """
+    root, work_uri = release_uri(lake, release_id), f"{lake.releases_uri}/.building-{release_id}"
+    storage.delete_folder(work_uri)
+    described = described_pins(spark, lake, state, (*PIN_COLUMNS, "tags")).persist()
+    vectors = current_vectors(spark, lake, state)
+    rows = described.count()
     if not rows:
         raise ReleaseError(f"no current pin has a vector of {state.embedding_version}: there is nothing to release")
-    choice = kept_choice(lake, state.embedding_version, rows, args) or try_on_sample(current, rows, release_id, args)
-    trained = train_index(choice.factory, EMBEDDING_DIM, sample_pins(current, rows, training_rows(choice.factory), seed=1)[0])
+    most = max(TRIAL_ROWS, *(training_rows(factory) for factory in candidates(rows, EMBEDDING_DIM)))
+    sample = take_sample(described, vectors, rows, most, config, f"{work_uri}/sample")
+    choice = kept_choice(lake, state.embedding_version, rows, args) or try_on_sample(sample, rows, release_id, wanted_of(args))
+    with omp_threads(args.threads):
+        trained = train_index(choice.factory, EMBEDDING_DIM, sample.vectors[: training_rows(choice.factory)])
     size = next(
         (t.bytes_a_vector for t in choice.trials if family_of(t.factory) == family_of(choice.factory)), 4.0 * EMBEDDING_DIM
     )
     layout = plan_layout(choice.factory, rows, size, int(os.environ.get("PINLAKE_SHARD_BYTES") or SHARD_BYTES))
-    root, work_uri = release_uri(lake, release_id), f"{lake.releases_uri}/.building-{release_id}"
-    storage.delete_folder(work_uri)
+    to = Places(work_uri, root, piece_bounds(sample.ids, layout))
+    queries = sample.queries
+    del sample
     threads = args.threads if layout.pieces == 1 else 1
-    filled = fill_pieces(current, layout, trained, threads, work_uri, root)
-    if sum(filled.rows.values()) != rows:
-        raise ReleaseError(f"{rows} pins went in, but the pieces hold {sum(filled.rows.values())}")
-    merged, shards = merge_shards(spark, layout, list(filled.rows), trained, work_uri, root)
-    files = filled.files | merged.files | write_attributes(current, layout.shards, root).files
-    queries_QD, query_ids = sample_pins(current, rows, QUERIES, seed=2)
-    truth = exact_neighbours(current, queries_QD, query_ids)
+    filled = fill_pieces(described, vectors, layout, trained, queries.vectors, threads, to)
+    if sum(filled.written.rows.values()) != rows:
+        raise ReleaseError(f"{rows} pins went in, but the pieces hold {sum(filled.written.rows.values())}")
+    merged, shards = merge_shards(spark, layout, list(filled.written.rows), trained, work_uri, root)
+    files = filled.written.files | merged.files | write_attributes(described, layout.shards, root).files
+    truth = merged_truth(filled.near, queries.pin_ids)
     with opened_shards(root, shards) as opened:
-        points = sweep(opened, choice.factory, queries_QD, truth, wanted_of(args))
+        points = sweep(opened, choice.factory, queries.vectors, truth, wanted_of(args))
     point = best_point(points, args.recall_goal)
     manifest = Manifest(
         release_id=release_id,

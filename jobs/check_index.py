@@ -18,9 +18,11 @@ import numpy as np
 import pyarrow as pa
 from pyspark.sql import DataFrame, SparkSession
 
+from embedding.encoder.config import ConfigError
+from embedding.encoder.store import encoder_of_release
 from embedding.index.history import record_check
 from embedding.index.reader import Release
-from embedding.index.recall import Floats, Ids, Truth, mean_interval
+from embedding.index.recall import Truth, mean_interval
 from embedding.index.release import (
     Check,
     Manifest,
@@ -37,7 +39,16 @@ from embedding.index.tuning import RECALL_GOAL, TOP, single_query_ms
 from embedding.quality.releases import neighbour_overlap
 from embedding.tables import storage
 from embedding.tables.lake import Lake
-from jobs.current import CurrentState, current_pins, exact_neighbours, sample_pins, unsettled_pins
+from jobs.current import (
+    CurrentState,
+    current_pins,
+    described_pins,
+    exact_neighbours,
+    sample_vectors,
+    sampled,
+    unsettled_pins,
+)
+from jobs.index_sample import Queries, sample_titles, with_texts
 from jobs.session import EXIT_GATE_FAILED, arguments, log, map_items, run_program, spark_session
 
 QUERIES = 300
@@ -74,16 +85,19 @@ def check_release(lake: Lake, manifest: Manifest, args: argparse.Namespace) -> F
     findings = Findings()
     state = CurrentState(manifest.embedding_version, manifest.days, manifest.pins_version, manifest.pin_embeddings_version)
     spark = spark_session(f"check {manifest.release_id}")
-    current = current_pins(spark, lake, state).persist()
+    described = described_pins(spark, lake, state, ("pin_id", "title")).persist()
     release = Release(lake, manifest)
-    rows = check_rows(spark, lake, release, current, findings)
+    rows = check_rows(spark, lake, release, described, findings)
     if forgotten := unsettled_pins(spark, lake, state).count():
         findings.failures.append(
             f"{forgotten} living pins have neither a vector nor a reason under {manifest.embedding_version}: "
             f"run migrate_pins.py --to {manifest.embedding_version}, which looks for them"
         )
-    queries = sample_pins(current, rows, QUERIES, seed=3)
-    check_answers(release, queries, exact_neighbours(current, *queries), args, findings)
+    current = current_pins(spark, lake, state, ("pin_id",))
+    work_uri = f"{lake.releases_uri}/.checking-{manifest.release_id}"
+    pins = sample_vectors(sampled(current, rows, QUERIES, seed=3), work_uri)
+    queries = with_texts(*pins, sample_titles(described, rows, seed=4), encoder_of_release(lake, manifest).config)
+    check_answers(release, queries, exact_neighbours(current, queries.vectors, queries.pin_ids), args, findings)
     check_overlap(lake, release, args.min_overlap, findings)
     return findings
 
@@ -112,26 +126,27 @@ def read_ids(uri: str) -> Iterator[pa.RecordBatch]:
     yield from pa.table({"pin_id": ids}, schema=_IDS).to_batches(max_chunksize=100_000)
 
 
-def check_answers(
-    release: Release, queries: tuple[Floats, Ids], truth: Truth, args: argparse.Namespace, findings: Findings
-) -> None:
-    """Pins find themselves and their true neighbours, and fast enough."""
-    queries_QD, ids_Q = queries
-    _, found = release.search(queries_QD, TOP + 1)
-    itself = (found == ids_Q[:, None]).any(axis=1)
-    lost = int((~itself & truth.rated).sum())
-    if lost > MAX_LOST * len(ids_Q):
-        findings.failures.append(f"{lost} of {len(ids_Q)} known pins are not found by their own vectors")
-    recalls = truth.recalls(found)
-    recall, (low, high) = truth.recall(found), mean_interval(recalls)
-    if recall < args.min_recall:
-        said = f"recall@10 {recall:.4f} (95% interval {low:.4f} to {high:.4f}) is below {args.min_recall:.4f}"
-        findings.failures.append(said)
-    milliseconds = single_query_ms(lambda query_1D: release.search(query_1D, TOP + 1), queries_QD)
+def check_answers(release: Release, queries: Queries, truth: Truth, args: argparse.Namespace, findings: Findings) -> None:
+    """Pins find themselves; pins and words find their true neighbours, and fast enough."""
+    _, found = release.search(queries.vectors, TOP + 1)
+    lost = int((~(found == queries.pin_ids[:, None]).any(axis=1) & truth.rated & ~queries.by_text).sum())
+    pins = int((~queries.by_text).sum())
+    if lost > MAX_LOST * pins:
+        findings.failures.append(f"{lost} of {pins} known pins are not found by their own vectors")
+    recalls, by_text = truth.recalls(found), queries.by_text[truth.rated]
+    for kind, mine in (("pins", recalls[~by_text]), ("words", recalls[by_text])):
+        low, high = mean_interval(mine)
+        if len(mine) and (recall := float(mine.mean())) < args.min_recall:
+            said = f"recall@10 {recall:.4f} (95% interval {low:.4f} to {high:.4f}) by {kind} is below {args.min_recall:.4f}"
+            findings.failures.append(said)
+    if by_text.any():
+        findings.figures["text_recall_at_10"] = float(recalls[by_text].mean())
+    low, high = mean_interval(recalls)
+    milliseconds = single_query_ms(lambda query_1D: release.search(query_1D, TOP + 1), queries.vectors)
     p50, p99 = (float(np.percentile(milliseconds, share)) for share in (50, 99))
     if p99 > args.max_p99_ms:
         findings.failures.append(f"one query in a hundred takes {p99:.1f} ms or more; {args.max_p99_ms:g} ms are allowed")
-    findings.recall_at_10, findings.queries = recall, len(recalls)
+    findings.recall_at_10, findings.queries = truth.recall(found), len(recalls)
     findings.figures |= {"recall_low": low, "recall_high": high, "p50_ms": p50, "p99_ms": p99}
 
 
@@ -179,4 +194,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    run_program(main, ReleaseError)
+    run_program(main, ConfigError, ReleaseError)

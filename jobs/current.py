@@ -7,18 +7,24 @@ content. Only days whose latest night passed are looked at, so that a day in the
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import io
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
+from pyspark import TaskContext
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from embedding.contracts import PIN_EMBEDDINGS, PINS, QUARANTINE
-from embedding.index.recall import Floats, Ids, Truth, exact_top_k, merge_top_k
+from embedding.index.recall import Floats, Ids, Truth, exact_top_k, merged_top_k
 from embedding.index.release import ReleaseError
 from embedding.index.tuning import TOP
+from embedding.tables import storage
 from embedding.tables.lake import Lake, PartitionFilter
 from embedding.tables.nights import passed_days
 from jobs.session import ArrowRows, map_arrow, read_table
@@ -26,8 +32,13 @@ from jobs.session import ArrowRows, map_arrow, read_table
 PIN_COLUMNS = ("pin_id", "board_id", "title", "image_uri")
 ROW_KEY = ["pin_id", "ds", "source_sha256"]
 """Names one row of `pins` and what is in it; `pin_embeddings` and `quarantine` carry it too."""
+NEAR = pa.schema([("number", pa.int64()), ("scores", pa.binary()), ("ids", pa.binary())])
+"""A part of an exact search's result: scores and ids (Q, TIES_KNOWN), and the number of the task that found them."""
 TIES_KNOWN = 100
 """Neighbours that an exact search keeps a query: more than ten, so that ties for the tenth place are known."""
+
+
+_NUMBER = pa.schema([("number", pa.int64())])
 
 
 @dataclass(frozen=True)
@@ -63,12 +74,21 @@ def _of_version(state: CurrentState) -> PartitionFilter:
     return lambda partition: partition["ds"] in days and partition["embedding_version"] == state.embedding_version
 
 
+def current_vectors(spark: SparkSession, lake: Lake, state: CurrentState, columns: Sequence[str] = ("embedding",)) -> DataFrame:
+    """ROW_KEY and `columns` of the vectors of the state's days: a pin's vectors of earlier days among them."""
+    table = lake.open(PIN_EMBEDDINGS, state.pin_embeddings_version)
+    return read_table(spark, table, [*ROW_KEY, *columns], _of_version(state))
+
+
+def described_pins(spark: SparkSession, lake: Lake, state: CurrentState, columns: Sequence[str] = PIN_COLUMNS) -> DataFrame:
+    """ROW_KEY and `columns`, one row a current pin. No vector is read for it."""
+    return latest_pins(spark, lake, state, columns).join(current_vectors(spark, lake, state, ()), ROW_KEY, "left_semi")
+
+
 def current_pins(spark: SparkSession, lake: Lake, state: CurrentState, columns: Sequence[str] = PIN_COLUMNS) -> DataFrame:
     """`columns` of `pins` and `embedding`, one row a current pin."""
-    vector_columns = [*ROW_KEY, "embedding"]
-    table = lake.open(PIN_EMBEDDINGS, state.pin_embeddings_version)
-    vectors = read_table(spark, table, vector_columns, _of_version(state))
-    return latest_pins(spark, lake, state, columns).join(vectors, ROW_KEY, "inner").select(*columns, "embedding")
+    pins, vectors = latest_pins(spark, lake, state, columns), current_vectors(spark, lake, state)
+    return pins.join(vectors, ROW_KEY, "inner").select(*columns, "embedding")
 
 
 def settled_rows(spark: SparkSession, lake: Lake, state: CurrentState, also: Sequence[str] = ()) -> DataFrame:
@@ -96,19 +116,72 @@ def batch_vectors(batch: pa.RecordBatch) -> tuple[Floats, Ids]:
     return np.ascontiguousarray(flat.reshape(len(ids), -1 if len(ids) else 0)), ids
 
 
-def sample_pins(current: DataFrame, rows: int, count: int, seed: int) -> tuple[Floats, Ids]:
-    """About `count` pins chosen at random, at most 1.2 times as many: the only vectors that reach the driver.
+def sampled(pins: DataFrame, rows: int, count: int, seed: int) -> DataFrame:
+    """About `count` of `rows` pins, chosen by a hash of the id: the same ones however the rows are laid out.
 
-    Chosen by a hash of the id, so that the same state gives the same sample however its rows are laid out.
+    A condition on the join's key alone, which Spark applies before it joins: only what is chosen is shuffled.
     """
-    share = min(1.0, 1.1 * count / max(rows, 1))
-    chosen = F.pmod(F.xxhash64("pin_id", F.lit(seed)), F.lit(1_000_000)) < int(share * 1_000_000)
-    table = current.where(chosen).select("pin_id", "embedding").limit(max(count, 1)).toArrow().combine_chunks()
-    batches = table.sort_by("pin_id").to_batches()
-    pieces = [batch_vectors(batch) for batch in batches if batch.num_rows]
-    if not pieces:
+    share = min(1.0, count / max(rows, 1))
+    chosen = F.pmod(F.xxhash64("pin_id", F.lit(seed)), F.lit(1_000_000)) < math.ceil(share * 1_000_000)
+    return pins.where(chosen)
+
+
+def sample_vectors(vectors: DataFrame, uri: str) -> tuple[Floats, Ids]:
+    """The vectors (N, D) of a sample and their pins' ids, ascending. Raises ReleaseError where the sample is empty.
+
+    Executors write them to files below `uri`, which the driver reads: they never pass through the JVM's memory.
+    """
+
+    def write(batches: ArrowRows) -> ArrowRows:
+        pieces = [batch_vectors(batch) for batch in batches if batch.num_rows]
+        if pieces:
+            for kind, arrays in zip(("vectors", "ids"), zip(*pieces, strict=True), strict=True):
+                storage.write_atomic(f"{uri}/{kind}-{task_number():05d}.npy", npy_bytes(np.concatenate(arrays)))
+            yield pa.RecordBatch.from_pydict({"number": [task_number()]}, _NUMBER)
+
+    numbers = [row.number for row in map_arrow(vectors.select("pin_id", "embedding"), write, _NUMBER).collect()]
+    if not numbers:
         raise ReleaseError("the sample is empty")
-    return np.concatenate([vectors for vectors, _ in pieces]), np.concatenate([ids for _, ids in pieces])
+    read = [[_read_npy(f"{uri}/{kind}-{number:05d}.npy") for number in numbers] for kind in ("vectors", "ids")]
+    vectors_ND, ids_N = (np.concatenate(arrays) for arrays in read)
+    storage.delete_folder(uri)
+    order = np.argsort(ids_N)
+    return vectors_ND[order], ids_N[order]
+
+
+def npy_bytes(array: NDArray[Any]) -> bytes:
+    """An array as a file of NumPy's own format."""
+    stream = io.BytesIO()
+    np.save(stream, array, allow_pickle=False)
+    return stream.getvalue()
+
+
+def _read_npy(uri: str) -> NDArray[Any]:
+    array: NDArray[Any] = np.load(io.BytesIO(storage.read_bytes(uri)), allow_pickle=False)
+    return array
+
+
+def task_number() -> int:
+    """The number of the Spark task that asks; 0 on a driver."""
+    context = TaskContext.get()
+    return context.partitionId() if context else 0
+
+
+def near_rows(number: int, scores_QM: Floats, ids_QM: Ids) -> pa.RecordBatch:
+    """A part of an exact search's result as a row: `NEAR`."""
+    row = {"number": number, "scores": scores_QM.tobytes(), "ids": ids_QM.tobytes()}
+    return pa.RecordBatch.from_pylist([row], schema=NEAR)
+
+
+def merged_truth(near: Iterable[tuple[bytes, bytes]], query_ids: Ids) -> Truth:
+    """The parts of an exact search, each (scores, ids) of TIES_KNOWN a query, as one truth."""
+    shape = (len(query_ids), TIES_KNOWN)
+    best = np.full(shape, -np.inf, np.float32), np.full(shape, -1, np.int64)
+    for scores, ids in near:
+        best = merged_top_k(
+            [best, (np.frombuffer(scores, np.float32).reshape(shape), np.frombuffer(ids, np.int64).reshape(shape))], TIES_KNOWN
+        )
+    return Truth.of(*best, query_ids, TOP)
 
 
 def exact_neighbours(current: DataFrame, queries_QD: Floats, query_ids: Ids) -> Truth:
@@ -116,19 +189,9 @@ def exact_neighbours(current: DataFrame, queries_QD: Floats, query_ids: Ids) -> 
 
     `query_ids` are the query pins' own, -1 for a query that is no pin.
     """
-    schema = pa.schema([("scores", pa.binary()), ("ids", pa.binary())])
 
     def search(batches: ArrowRows) -> ArrowRows:
-        scores, ids = exact_top_k(queries_QD, _pieces(batches), TIES_KNOWN)
-        yield pa.RecordBatch.from_pylist([{"scores": scores.tobytes(), "ids": ids.tobytes()}], schema=schema)
+        yield near_rows(0, *exact_top_k(queries_QD, map(batch_vectors, batches), TIES_KNOWN))
 
-    rows = map_arrow(current.select("pin_id", "embedding"), search, schema).collect()
-    shape = (len(queries_QD), TIES_KNOWN)
-    scores = np.concatenate([np.frombuffer(row.scores, np.float32).reshape(shape) for row in rows], axis=1)
-    ids = np.concatenate([np.frombuffer(row.ids, np.int64).reshape(shape) for row in rows], axis=1)
-    return Truth.of(*merge_top_k(scores, ids, TIES_KNOWN), query_ids, TOP)
-
-
-def _pieces(batches: ArrowRows) -> Iterator[tuple[Floats, Ids]]:
-    for batch in batches:
-        yield batch_vectors(batch)
+    rows = map_arrow(current.select("pin_id", "embedding"), search, NEAR).toLocalIterator()
+    return merged_truth(((row.scores, row.ids) for row in rows), query_ids)

@@ -7,24 +7,21 @@ names that its number gives, so a task that is tried again replaces what it left
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
-from pyspark import TaskContext
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
-from embedding.index.build import Layout, Shard, fill_piece, merge_pieces
-from embedding.index.recall import Floats, Ids
+from embedding.index.build import Layout, Shard, merge_pieces
 from embedding.index.release import ReleaseFile
-from embedding.index.tuning import omp_threads
 from embedding.tables import storage
 from embedding.tables.exports import file_sha256
-from jobs.current import batch_vectors
+from jobs.current import task_number
 from jobs.session import ArrowRows, map_arrow
 
 DESCRIBED = pa.schema(
@@ -40,7 +37,7 @@ ATTRIBUTES = pa.schema([("kind", pa.string()), ("value", pa.string()), ("pin_id"
 ROWS_A_GROUP = 16_384
 """Rows of a Parquet row group: a look-up of a few pins reads as little."""
 
-_WRITTEN = pa.schema(
+WRITTEN = pa.schema(
     [("number", pa.int64()), ("rows", pa.int64()), ("name", pa.string()), ("size", pa.int64()), ("sha", pa.string())]
 )
 
@@ -51,35 +48,6 @@ class Written:
 
     files: dict[str, ReleaseFile]
     rows: dict[int, int]
-
-
-def fill_pieces(pins: DataFrame, layout: Layout, trained: bytes, threads: int, work_uri: str, release: str) -> Written:
-    """Each task adds a range of pin ids to a copy of the trained index, and describes its pins.
-
-    The pieces go to `work_uri`, the descriptions to the release.
-    """
-
-    def fill(batches: ArrowRows) -> ArrowRows:
-        number = _task_number()
-        with tempfile.TemporaryDirectory() as folder:
-            described = Path(folder) / f"pins-{number:05d}.parquet"
-            with pq.ParquetWriter(described, DESCRIBED, compression="zstd", write_page_index=True) as writer:
-                pieces = _described(batches, writer)
-                index, ids = (Path(folder) / f"piece-{number:05d}.{kind}" for kind in ("faiss", "npy"))
-                with omp_threads(threads):
-                    rows = fill_piece(trained, pieces, index, ids)
-            _upload([index, ids], work_uri)
-            yield _uploaded(number, rows, [described], release)
-
-    ordered = pins.repartitionByRange(layout.pieces, "pin_id").sortWithinPartitions("pin_id")
-    return _collected(map_arrow(ordered.select(*DESCRIBED.names, "embedding"), fill, _WRITTEN))
-
-
-def _described(batches: ArrowRows, writer: pq.ParquetWriter) -> Iterator[tuple[Floats, Ids]]:
-    """The batches' vectors and ids, after writing what describes them."""
-    for batch in batches:
-        writer.write_table(pa.Table.from_batches([batch.select(DESCRIBED.names).cast(DESCRIBED)]), ROWS_A_GROUP)
-        yield batch_vectors(batch)
 
 
 def merge_shards(
@@ -97,9 +65,9 @@ def merge_shards(
                     paths = [_fetched(work_uri, f"piece-{piece:05d}", Path(folder)) for piece in mine]
                     index, ids = Path(folder) / shard.index_file, Path(folder) / shard.ids_file
                     rows = merge_pieces(trained, paths, index, ids)
-                    yield _uploaded(number, rows, [index, ids], release)
+                    yield uploaded(number, rows, [index, ids], release)
 
-    written = _collected(map_arrow(spark.range(0, layout.shards, 1, layout.shards), merge, _WRITTEN))
+    written = _collected(map_arrow(spark.range(0, layout.shards, 1, layout.shards), merge, WRITTEN))
     return written, [Shard(number, written.rows[number]) for number in range(layout.shards)]
 
 
@@ -112,25 +80,20 @@ def write_attributes(pins: DataFrame, tasks: int, release: str) -> Written:
     both = boards.unionByName(tags.where(F.col("value").isNotNull()))
 
     def write(batches: ArrowRows) -> ArrowRows:
-        number, rows = _task_number(), 0
+        number, rows = task_number(), 0
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / f"attributes-{number:05d}.parquet"
             with pq.ParquetWriter(path, ATTRIBUTES, compression="zstd", write_page_index=True) as writer:
                 for batch in batches:
                     writer.write_table(pa.Table.from_batches([batch.cast(ATTRIBUTES)]), ROWS_A_GROUP)
                     rows += batch.num_rows
-            yield _uploaded(number, rows, [path], release)
+            yield uploaded(number, rows, [path], release)
 
     ordered = both.repartitionByRange(tasks, "kind", "value").sortWithinPartitions("kind", "value", "pin_id")
-    return _collected(map_arrow(ordered, write, _WRITTEN))
+    return _collected(map_arrow(ordered, write, WRITTEN))
 
 
-def _task_number() -> int:
-    context = TaskContext.get()
-    return context.partitionId() if context else 0
-
-
-def _upload(paths: Sequence[Path], uri: str) -> None:
+def upload(paths: Sequence[Path], uri: str) -> None:
     filesystem, target = storage.filesystem_of(uri)
     filesystem.create_dir(target, recursive=True)
     for path in paths:
@@ -138,12 +101,12 @@ def _upload(paths: Sequence[Path], uri: str) -> None:
         pafs.copy_files(str(path), f"{target}/{path.name}", source_filesystem=source, destination_filesystem=filesystem)
 
 
-def _uploaded(number: int, rows: int, paths: Sequence[Path], uri: str) -> pa.RecordBatch:
+def uploaded(number: int, rows: int, paths: Sequence[Path], uri: str) -> pa.RecordBatch:
     """Uploads files; one row a file, the task's number and rows in each."""
     files = [(path.name, path.stat().st_size, file_sha256(str(path))) for path in paths]
-    _upload(paths, uri)
+    upload(paths, uri)
     described = [{"number": number, "rows": rows, "name": name, "size": size, "sha": sha} for name, size, sha in files]
-    return pa.RecordBatch.from_pylist(described, schema=_WRITTEN)
+    return pa.RecordBatch.from_pylist(described, schema=WRITTEN)
 
 
 def _collected(frame: DataFrame) -> Written:

@@ -179,7 +179,9 @@ def verify_files(lake: Lake, manifest: Manifest) -> list[str]:
 class Check:
     """The verdict of the independent check, bound to one manifest by its hash.
 
-    recall_low, recall_high: The 95% interval of the recall over the queries.
+    recall_at_10: Over all queries: by pins and, where pins have titles, by words.
+    recall_low, recall_high: Its 95% interval over the queries.
+    text_recall_at_10: Of the queries by words alone.
     p50_ms, p99_ms: Of single queries on one thread, as a reader asks them.
     overlap_at_10: The share of neighbours in common with the release that was live; null without one of this version.
     """
@@ -194,6 +196,7 @@ class Check:
     p50_ms: float | None = None
     p99_ms: float | None = None
     overlap_at_10: float | None = None
+    text_recall_at_10: float | None = None
 
     @property
     def passed(self) -> bool:
