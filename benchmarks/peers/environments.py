@@ -67,18 +67,29 @@ PEERS = {
 }
 
 
+ANN_PEERS = {
+    # The newest that autofaiss works with at small budgets: it calls OPQMatrix by argument names that later ones lack.
+    "autofaiss": ("autofaiss==2.18.0", "faiss-cpu==1.8.0.post1", "numpy<2", "pyarrow==19.0.1"),
+    "hnswlib": ("hnswlib==0.8.0", "numpy==2.4.6"),
+    "usearch": ("usearch==2.26.6", "numpy==2.4.6"),
+    "scann": ("scann==1.4.2", "numpy==2.4.6"),
+}
+"""Libraries of approximate search, for benchmarks/ann.py, and what is installed for each."""
+
+
 def peer_environment(name: str, folder: Path) -> Path:
     """The Python of a peer's environment below `folder`, which is made once for its requirements."""
     environment = folder / name
     python, done = environment / "bin" / "python", environment / "requirements.txt"
-    wanted = "\n".join(PEERS[name].requirements) + "\n"
+    requirements = PEERS[name].requirements if name in PEERS else ANN_PEERS[name]
+    wanted = "\n".join(requirements) + "\n"
     if done.is_file() and done.read_text(encoding="utf-8") == wanted:
         return python
     log.info("making the environment of %s", name)
     uv = str(Path(sys.executable).parent / "uv")
     variables = os.environ | {"UV_COMPILE_BYTECODE": "1"}
     made = ["venv", "--quiet", "--clear", "--python", sys.executable, str(environment)]
-    installed = ["pip", "install", "--quiet", "--python", str(python), *PEERS[name].requirements]
+    installed = ["pip", "install", "--quiet", "--python", str(python), *requirements]
     for arguments in (made, installed):
         subprocess.run([uv, *arguments], check=True, env=variables)
     done.write_text(wanted, encoding="utf-8")

@@ -52,8 +52,10 @@ def exact_top_k(queries_QD: Floats, pieces: Iterable[tuple[Floats, Ids]], k: int
 
 def drop_self(scores_QK: Floats, ids_QK: Ids, self_ids_Q: Ids) -> tuple[Floats, Ids]:
     """Each row without the query pin itself, one result shorter: finding oneself is no merit."""
-    keep = ids_QK != self_ids_Q[:, None]
-    keep[keep.all(axis=1), -1] = False
+    itself = ids_QK == self_ids_Q[:, None]
+    # One a row, although a query that is no pin (-1) is "found" wherever a result is missing.
+    dropped = np.where(itself.any(axis=1), itself.argmax(axis=1), ids_QK.shape[1] - 1)
+    keep = np.arange(ids_QK.shape[1]) != dropped[:, None]
     shape = (len(ids_QK), ids_QK.shape[1] - 1)
     return scores_QK[keep].reshape(shape), ids_QK[keep].reshape(shape)
 

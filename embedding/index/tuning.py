@@ -124,8 +124,8 @@ def candidates(rows: int, dim: int, bytes_budget: float | None = None) -> list[s
     """The factories worth trying for so many vectors, smallest lakes first; without those that cannot fit the budget.
 
     A lake of a few thousand pins is searched by comparing all, or by lists of plain vectors. Product quantisation for fast scan
-    (arXiv 1812.09162), RaBitQ (arXiv 2405.12497) with its extra bits, and nested prefixes, each refined by scalar codes, come
-    in where there is enough to train them on, or where the budget rules the plain ones out.
+    (arXiv 1812.09162) and nested prefixes, both refined by scalar codes, and RaBitQ (arXiv 2405.12497) refined or with extra
+    bits come in where there is enough to train them on, or where the budget rules the plain ones out.
     """
     lists = lists_for(rows)
     plain = [f"IVF{lists},Flat", f"IVF{lists},SQ8"] if lists > 1 else []
@@ -139,7 +139,7 @@ def candidates(rows: int, dim: int, bytes_budget: float | None = None) -> list[s
         half, quarter, eighth = (f"PQ{max(2, dim // part)}x4fs" for part in (2, 4, 8))
         found += [f"{coarse},{half},Refine(SQfp16)", f"{coarse},{half},Refine(SQ8)", f"{coarse},{quarter},Refine(SQ8)"]
         found += [f"{coarse},{quarter},Refine(SQ4)", f"{coarse},{eighth},Refine(SQ4)"]
-        found += [f"RR{dim},{coarse},RaBitQfs{bits}" for bits in (3, 4, 6)]
+        found += [f"RR{dim},{coarse},RaBitQfs{bits}" for bits in (3, 4)]
         found += [f"RR{dim},{coarse},RaBitQfs,Refine(SQ8)", f"Prefix{dim // 4},{coarse},{eighth},Refine(SQ8)"]
     return [name for name in found if bytes_budget is None or _least_bytes(name, dim) <= bytes_budget]
 
@@ -169,26 +169,46 @@ def training_rows(factory: str) -> int:
     return max(lists_of(factory) * TRAINING_POINTS_A_CENTROID, 20_000)
 
 
-def try_recipe(factory: str, vectors_ND: Floats, ids_N: Ids, queries_QD: Floats, truth: Truth, wanted: Wanted) -> Trial:
+@dataclass(frozen=True)
+class SampleSweep:
+    """A recipe's index of a sample, and the settings worth having."""
+
+    factory: str
+    rows: int
+    bytes_a_vector: float
+    build_s: float
+    points: list[SearchPoint]
+
+    def trial(self, wanted: Wanted) -> Trial:
+        """What it means for a goal and a budget."""
+        point = best_point(self.points, wanted.recall_goal)
+        return Trial(
+            factory=self.factory,
+            rows=self.rows,
+            bytes_a_vector=self.bytes_a_vector,
+            build_s=self.build_s,
+            point=point,
+            reached=point.recall_low >= wanted.recall_goal,
+            fits=wanted.bytes_budget is None or self.bytes_a_vector <= wanted.bytes_budget,
+        )
+
+
+def sweep_sample(factory: str, vectors_ND: Floats, ids_N: Ids, queries_QD: Floats, truth: Truth, wanted: Wanted) -> SampleSweep:
     """Builds a factory's index on a sample and sweeps it. `truth` is of the queries' neighbours within that sample."""
     started = time.perf_counter()
     with omp_threads(wanted.threads):
         trained = train_index(factory, vectors_ND.shape[1], vectors_ND[: training_rows(factory)])
         index = deserialize(trained)
         index.add(vectors_ND)
-    seconds = time.perf_counter() - started
-    size = (len(serialize(index)) - len(trained)) / len(vectors_ND) + ID_BYTES
+    seconds = round(time.perf_counter() - started, 2)
+    size = round((len(serialize(index)) - len(trained)) / len(vectors_ND) + ID_BYTES, 1)
     points = sweep(OneIndex(index, ids_N), factory, queries_QD, truth, wanted, latencies=False)
-    point = best_point(points, wanted.recall_goal)
-    return Trial(
-        factory=factory,
-        rows=len(vectors_ND),
-        bytes_a_vector=round(size, 1),
-        build_s=round(seconds, 2),
-        point=point,
-        reached=point.recall_low >= wanted.recall_goal,
-        fits=wanted.bytes_budget is None or size <= wanted.bytes_budget,
-    )
+    return SampleSweep(factory, len(vectors_ND), size, seconds, points)
+
+
+def try_recipe(factory: str, vectors_ND: Floats, ids_N: Ids, queries_QD: Floats, truth: Truth, wanted: Wanted) -> Trial:
+    """`sweep_sample`, for one goal and budget."""
+    return sweep_sample(factory, vectors_ND, ids_N, queries_QD, truth, wanted).trial(wanted)
 
 
 def choose(trials: Sequence[Trial], rows: int, wanted: Wanted, chosen_by: str) -> Choice:

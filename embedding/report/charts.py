@@ -17,6 +17,8 @@ from embedding.report.markup import Html, element, fragment
 
 WIDTH, HEIGHT = 400, 220
 _LEFT, _RIGHT, _TOP, _BOTTOM = 44, 8, 16, 26
+PLOT_LEFT, PLOT_RIGHT = _LEFT, WIDTH - _RIGHT
+"""Where a chart's drawing begins and ends, right of its y axis."""
 _LABEL_WIDTH = 40
 _MIN_VISIBLE = 1.5
 _MIN_BARS_TO_BREAK, _DWARFS = 4, 3.0
@@ -49,10 +51,10 @@ def stacked_bars(title: str, bars: Sequence[Bar], series: Sequence[Series], show
     """A bar for each night, its series stacked from zero; a legend where there is more than one."""
     totals = [sum(one.values[i] or 0.0 for one in series) for i in range(len(bars))]
     top, step = nice_axis(_worth_showing(totals))
-    drawing = [_y_axis(top, step, show), *(_bar(i, bars, series, totals, top, show) for i in range(len(bars)))]
+    drawing = [y_axis(top, step, show), *(_bar(i, bars, series, totals, top, show) for i in range(len(bars)))]
     names = ", ".join(one.name for one in series)
     described = f"{names}; from {bars[0].name} to {bars[-1].name}, at most {show(max(totals))}" if bars else "no nights"
-    return _figure(title, described, drawing, [(one.name, one.kind) for one in series] if len(series) > 1 else [])
+    return figure(title, described, drawing, [(one.name, one.kind) for one in series] if len(series) > 1 else [])
 
 
 def nice_axis(largest: float, ticks: int = 4) -> tuple[float, float]:
@@ -76,7 +78,8 @@ def _worth_showing(totals: Sequence[float]) -> float:
     return 1.1 * second if len(totals) >= _MIN_BARS_TO_BREAK and largest > _DWARFS * second > 0 else largest
 
 
-def _figure(title: str, description: str, drawing: Sequence[Html], legend: Sequence[tuple[str, str]]) -> Html:
+def figure(title: str, description: str, drawing: Sequence[Html], legend: Sequence[tuple[str, str]]) -> Html:
+    """A drawing with its heading and its legend of (name, CSS class)."""
     key = element("ul", [element("li", element("i", class_=f"swatch {kind}"), name) for name, kind in legend], class_="legend")
     svg = element(
         "svg",
@@ -90,24 +93,32 @@ def _figure(title: str, description: str, drawing: Sequence[Html], legend: Seque
     return element("figure", element("figcaption", element("h3", title), key if legend else None), svg, class_="chart card")
 
 
-def _text(x: float, y: float, words: str, anchor: str = "middle", kind: str | None = None) -> Html:
-    return element("text", words, x=_px(x), y=_px(y), text_anchor=anchor, class_=kind)
+def label(x: float, y: float, words: str, anchor: str = "middle", kind: str | None = None) -> Html:
+    """Words at a place of the drawing."""
+    return element("text", words, x=px(x), y=px(y), text_anchor=anchor, class_=kind)
 
 
-def _px(value: float) -> str:
+def px(value: float) -> str:
+    """A coordinate as SVG has it, to a tenth.
+
+    >>> px(12.0), px(0.25)
+    ('12', '0.2')
+    """
     return f"{value:.1f}".removesuffix(".0")
 
 
-def _y_of(value: float, top: float, low: float = 0.0) -> float:
+def y_of(value: float, top: float, low: float = 0.0) -> float:
+    """Where a value lies on an axis from `low` to `top`."""
     return _TOP + (HEIGHT - _TOP - _BOTTOM) * (1 - (value - low) / (top - low))
 
 
-def _y_axis(top: float, step: float, show: Format, low: float = 0.0) -> Html:
+def y_axis(top: float, step: float, show: Format, low: float = 0.0) -> Html:
+    """Lines and numbers from `low` to `top`."""
     ticks = [low + i * step for i in range(round((top - low) / step) + 1)]
     lines = [
         fragment(
-            element("line", x1=_LEFT, x2=WIDTH - _RIGHT, y1=_px(_y_of(t, top, low)), y2=_px(_y_of(t, top, low)), class_="grid"),
-            _text(_LEFT - 6, _y_of(t, top, low) + 4, show(t), "end"),
+            element("line", x1=_LEFT, x2=WIDTH - _RIGHT, y1=px(y_of(t, top, low)), y2=px(y_of(t, top, low)), class_="grid"),
+            label(_LEFT - 6, y_of(t, top, low) + 4, show(t), "end"),
         )
         for t in ticks
     ]
@@ -118,7 +129,7 @@ def _bar(i: int, bars: Sequence[Bar], series: Sequence[Series], totals: Sequence
     slot = (WIDTH - _LEFT - _RIGHT) / len(bars)
     width = min(slot * 0.72, 34.0)
     middle = _LEFT + slot * (i + 0.5)
-    parts, base = [], _y_of(0, top)
+    parts, base = [], y_of(0, top)
     broken = totals[i] > top * (1 + 1e-9)
     scale = top / totals[i] if broken else 1.0
     for one in series:
@@ -126,21 +137,21 @@ def _bar(i: int, bars: Sequence[Bar], series: Sequence[Series], totals: Sequence
         if not value:
             continue
         # A handful of quarantined pins beside thousands would be thinner than a line: it has to be seen.
-        tall = max(_MIN_VISIBLE, _y_of(0, top) - _y_of(value * scale, top))
+        tall = max(_MIN_VISIBLE, y_of(0, top) - y_of(value * scale, top))
         base -= tall
-        box = element("rect", x=_px(middle - width / 2), y=_px(base), width=_px(width), height=_px(tall), class_=one.kind)
+        box = element("rect", x=px(middle - width / 2), y=px(base), width=px(width), height=px(tall), class_=one.kind)
         parts.append(element("g", element("title", f"{bars[i].name}: {one.name} {show(value)}"), box))
     known = any(one.values[i] is not None for one in series)
     if broken:
-        parts += [_break(middle, width), _text(middle - width / 2, base - 4, show(totals[i]), "start", "value")]
+        parts += [_break(middle, width), label(middle - width / 2, base - 4, show(totals[i]), "start", "value")]
     elif len(bars) <= _MAX_LABELLED_BARS:
-        parts.append(_text(middle, base - 4, show(totals[i]) if known else "–", kind="value"))
+        parts.append(label(middle, base - 4, show(totals[i]) if known else "–", kind="value"))
     return fragment(parts, _bar_label(i, bars, middle, slot))
 
 
 def _break(middle: float, width: float) -> Html:
     """Two slanted gaps across a bar that is taller than the axis."""
-    left, right = _px(middle - width / 2 - 2), _px(middle + width / 2 + 2)
+    left, right = px(middle - width / 2 - 2), px(middle + width / 2 + 2)
     heights = (_TOP + 18, _TOP + 24)
     return fragment([element("line", x1=left, x2=right, y1=y + 3, y2=y - 3, class_="break") for y in heights])
 
@@ -151,7 +162,7 @@ def _bar_label(i: int, bars: Sequence[Bar], middle: float, slot: float) -> Html 
     if (len(bars) - 1 - i) % every:
         return None
     words = f"✕ {bars[i].label}" if bars[i].bad and every == 1 else bars[i].label
-    return _text(min(middle, WIDTH - _LABEL_WIDTH / 2 + 3), HEIGHT - 8, words, kind="bad" if bars[i].bad else None)
+    return label(min(middle, WIDTH - _LABEL_WIDTH / 2 + 3), HEIGHT - 8, words, kind="bad" if bars[i].bad else None)
 
 
 def recall_against_latency(sweep: Sequence[SearchPoint], chosen: SearchSetting, goal: float) -> Html:
@@ -201,12 +212,12 @@ def _recall_chart(
     title: str, described: str, dots: Sequence[Dot], goal: float, legend: Sequence[tuple[str, str]], joined: bool = False
 ) -> Html:
     axis = _LogAxis.around([dot.x for dot in dots] + [dot.reaches for dot in dots if dot.reaches is not None])
-    low, step = _recall_axis(min([goal, *(dot.recall for dot in dots)]))
-    heights = [_y_of(dot.recall, 1.0, low) for dot in dots]
-    goal_y = _px(_y_of(goal, 1.0, low))
-    path = " ".join(f"{_px(axis.x_of(dot.x))},{_px(y)}" for dot, y in zip(dots, heights, strict=True))
+    low, step = recall_axis(min([goal, *(dot.recall for dot in dots)]))
+    heights = [y_of(dot.recall, 1.0, low) for dot in dots]
+    goal_y = px(y_of(goal, 1.0, low))
+    path = " ".join(f"{px(axis.x_of(dot.x))},{px(y)}" for dot, y in zip(dots, heights, strict=True))
     drawing = [
-        _y_axis(1.0, step, lambda tick: f"{tick:.2f}", low),
+        y_axis(1.0, step, lambda tick: f"{tick:.2f}", low),
         axis.draw(),
         element("line", x1=_LEFT, x2=WIDTH - _RIGHT, y1=goal_y, y2=goal_y, class_="goal"),
         *([element("polyline", points=path, class_="curve")] if joined else []),
@@ -214,10 +225,10 @@ def _recall_chart(
         *(_dot(dot, axis, y) for dot, y in zip(dots, heights, strict=True)),
         _dot_labels(dots, heights, axis),
     ]
-    return _figure(title, described, drawing, legend)
+    return figure(title, described, drawing, legend)
 
 
-def _recall_axis(lowest: float) -> tuple[float, float]:
+def recall_axis(lowest: float) -> tuple[float, float]:
     """(start, tick distance) of the recall axis: as much of 0 to 1 as is needed."""
     for low, step in ((0.9, 0.02), (0.8, 0.05), (0.6, 0.1), (0.5, 0.1)):
         if lowest >= low + step / 4:
@@ -250,19 +261,19 @@ class _LogAxis:
 
     def _tick(self, value: float) -> Html:
         x = self.x_of(value)
-        line = element("line", x1=_px(x), x2=_px(x), y1=_TOP, y2=HEIGHT - _BOTTOM, class_="grid")
-        return fragment(line, _text(x, HEIGHT - 8, f"{value / 1_000:g}k" if value >= 10_000 else f"{value:g}"))
+        line = element("line", x1=px(x), x2=px(x), y1=_TOP, y2=HEIGHT - _BOTTOM, class_="grid")
+        return fragment(line, label(x, HEIGHT - 8, f"{value / 1_000:g}k" if value >= 10_000 else f"{value:g}"))
 
 
 def _whisker(dot: Dot, axis: _LogAxis, y: float) -> Html:
     start, end = axis.x_of(dot.x), axis.x_of(dot.reaches or dot.x)
-    line = element("line", x1=_px(start), x2=_px(end), y1=_px(y), y2=_px(y), class_="whisker")
-    return fragment(line, element("line", x1=_px(end), x2=_px(end), y1=_px(y - 3), y2=_px(y + 3), class_="whisker"))
+    line = element("line", x1=px(start), x2=px(end), y1=px(y), y2=px(y), class_="whisker")
+    return fragment(line, element("line", x1=px(end), x2=px(end), y1=px(y - 3), y2=px(y + 3), class_="whisker"))
 
 
 def _dot(dot: Dot, axis: _LogAxis, y: float) -> Html:
     kind = "point chosen" if dot.chosen else "point"
-    circle = element("circle", cx=_px(axis.x_of(dot.x)), cy=_px(y), r=6 if dot.chosen else 3.5, class_=kind)
+    circle = element("circle", cx=px(axis.x_of(dot.x)), cy=px(y), r=6 if dot.chosen else 3.5, class_=kind)
     return element("g", element("title", dot.said), circle)
 
 
@@ -276,7 +287,7 @@ def _dot_labels(dots: Sequence[Dot], heights: Sequence[float], axis: _LogAxis) -
             box = (x + shift_x - half, y + shift_y - _LINE_HEIGHT + 3, x + shift_x + half, y + shift_y + 3)
             if box[0] > _LEFT and box[1] > 0 and box[3] < HEIGHT - _BOTTOM and not any(_overlap(box, other) for other in taken):
                 taken.append(box)
-                labels.append(_text(x + shift_x, y + shift_y, dot.label, kind="value"))
+                labels.append(label(x + shift_x, y + shift_y, dot.label, kind="value"))
                 break
     return fragment(labels)
 

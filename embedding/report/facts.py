@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
 from datetime import datetime
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from embedding.contracts import QUARANTINE, TABLES
+from embedding.index.history import release_rows
 from embedding.index.release import (
     Check,
     Manifest,
@@ -128,11 +129,12 @@ class ReleaseState:
 
 @dataclass(frozen=True)
 class Releases:
-    """The releases, oldest first, and the live one; `faults` says what could not be read."""
+    """The releases, oldest first, and the live one; `faults` says what could not be read; `rows` are those of the table."""
 
     all: list[ReleaseState] = field(default_factory=list)
     live: ReleaseState | None = None
     faults: list[str] = field(default_factory=list)
+    rows: list[dict[str, Any]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -224,7 +226,7 @@ def read_releases(lake: Lake) -> Releases:
         faults.append(str(error))
     # The checks of the shown releases only: there may be a release a night, for years.
     states = [_release_state(lake, manifest, faults) for manifest in list_releases(lake, faults)[-RELEASES_SHOWN:]]
-    return Releases(states or ([live] if live else []), live, list(dict.fromkeys(faults)))
+    return Releases(states or ([live] if live else []), live, list(dict.fromkeys(faults)), release_rows(lake))
 
 
 def _release_state(lake: Lake, manifest: Manifest, faults: list[str]) -> ReleaseState:

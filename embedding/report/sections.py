@@ -14,6 +14,7 @@ from embedding.index.tuning import RECALL_GOAL, Choice, Trial
 from embedding.report.charts import Bar, Series, recall_against_latency, recipes_against, stacked_bars
 from embedding.report.facts import Example, Facts, Night, QuarantineGroup, Releases, ReleaseState, TableState
 from embedding.report.gallery import Galleries, Row, Tile
+from embedding.report.history import recall_over_time
 from embedding.report.markup import (
     Child,
     Html,
@@ -377,8 +378,9 @@ def releases_section(releases: Releases) -> Html:
     live = releases.live.manifest.release_id if releases.live else None
     head = ["Release", "State", "Day", "Index", "Pins", "Recall@10", "Days", "Size", "Built (UTC)"]
     rows = [_release_row(state, state.manifest.release_id == live) for state in reversed(releases.all)]
-    lead = "A release is live by one pointer; the earlier ones stay for rollback."
-    return section("releases", "Releases", lead, table("Releases, newest first", head, rows, numeric_from=4))
+    lead = "A release is live by one pointer; the earlier ones stay for rollback. Recall is the independent check's."
+    chart = recall_over_time(releases.rows, live)
+    return section("releases", "Releases", lead, chart, table("Releases, newest first", head, rows, numeric_from=4))
 
 
 def _release_row(state: ReleaseState, live: bool) -> Html:

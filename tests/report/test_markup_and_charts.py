@@ -10,6 +10,7 @@ from embedding.index.factory import SearchSetting
 from embedding.index.tuning import SearchPoint
 from embedding.report import charts, markup, sections
 from embedding.report.charts import Bar, Series, nice_axis, recall_against_latency, stacked_bars
+from embedding.report.history import recall_over_time
 from embedding.report.markup import Html, element, fragment, printable, seconds, share, size
 
 
@@ -70,3 +71,25 @@ def test_recall_chart_without_the_chosen_point() -> None:
         SearchPoint(SearchSetting(nprobe=1 << i), 0.2 + i / 10, 0.2 + i / 10, 0.1 * 2**i, 0.5 * 2**i, 100.0) for i in range(9)
     ]
     assert recall_against_latency(points, SearchSetting(nprobe=3), 0.95).count("<circle") == 9
+
+
+def test_recall_over_time_marks_the_live_release_and_the_one_that_failed() -> None:
+    rows = [
+        {
+            "release_id": f"r{day}",
+            "ds": f"2026-11-{day}",
+            "status": "failed" if day == 17 else "passed",
+            "rows": 1_000 + day,
+            "recall_at_10": 0.90 if day == 17 else 0.96,
+            "recall_low": None if day == 16 else 0.89 if day == 17 else 0.95,
+            "recall_high": None if day == 16 else 0.97,
+            "recall_goal": 0.95,
+        }
+        for day in (16, 17, 18)
+    ]
+    drawn = str(recall_over_time(rows, "r18"))
+    assert drawn.count("<circle") == 3
+    assert drawn.count('class="whisker"') == 2, "an older row has no interval"
+    assert drawn.count('class="point chosen"') == drawn.count('class="point bad"') == 1
+    assert "r17: recall 0.9000, 1,017 pins, failed, 95% interval 0.8900 to 0.9700" in drawn
+    assert recall_over_time([], None) is None
