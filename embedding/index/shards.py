@@ -20,6 +20,9 @@ from embedding.index.recall import Floats, Ids, merge_top_k, merged_top_k
 
 EXACT_BELOW = 10_000
 """Selections of at most so many pins are compared one by one: exact, and faster than an index that skips nearly all it sees."""
+TUNED_FOR = 11
+"""Results that a setting was tuned for: ten, and the query itself. A refinement compares a multiple of what is asked for, so a
+search for less would look at less, and find other pins than the first of the ten."""
 THOROUGH_AT_MOST = 16
 """A search among a share of the pins visits more lists, because fewer of the near ones count; at most so many times."""
 
@@ -70,12 +73,13 @@ class Shards:
             return self._compare(queries_QD, k, among)
         if among is not None:
             setting = thorough(setting, among.share)
-        parts = []
+        parts, asked = [], max(k, TUNED_FOR)
         for number, (index, ids) in enumerate(zip(self._indexes, self._ids, strict=True)):
             selector = None if among is None else _bitmap(among.rows[number], len(ids))
-            scores, rows = search(index, queries_QD, k, setting, selector)
+            scores, rows = search(index, queries_QD, asked, setting, selector)
             parts.append((scores, np.where(rows >= 0, ids[np.maximum(rows, 0)], -1)))
-        return parts[0] if len(parts) == 1 else merged_top_k(parts, k)
+        scores, found = parts[0] if len(parts) == 1 else merged_top_k(parts, k)
+        return scores[:, :k], found[:, :k]
 
     def _compare(self, queries_QD: Floats, k: int, among: RowSelection) -> tuple[Floats, Ids]:
         """Exhaustive comparison with a small selection."""

@@ -21,7 +21,16 @@ from typing import Any, Protocol
 import faiss
 import numpy as np
 
-from embedding.index.factory import SearchSetting, deserialize, lists_of, make_index, search, serialize, train_index
+from embedding.index.factory import (
+    SearchSetting,
+    deserialize,
+    lists_of,
+    make_index,
+    refinement_of,
+    search,
+    serialize,
+    train_index,
+)
 from embedding.index.recall import Floats, Ids, Truth, mean_interval
 
 RECALL_GOAL = 0.95
@@ -139,6 +148,8 @@ def candidates(rows: int, dim: int, bytes_budget: float | None = None) -> list[s
         half, quarter, eighth = (f"PQ{max(2, dim // part)}x4fs" for part in (2, 4, 8))
         found += [f"{coarse},{half},Refine(SQfp16)", f"{coarse},{half},Refine(SQ8)", f"{coarse},{quarter},Refine(SQ8)"]
         found += [f"{coarse},{quarter},Refine(SQ4)", f"{coarse},{eighth},Refine(SQ4)"]
+        if tight and dim % 16 == 0:
+            found += [f"Balanced,{coarse},{part},Refine(PQ{dim // 2})" for part in (quarter, eighth)]
         found += [f"RR{dim},{coarse},RaBitQfs{bits}" for bits in (3, 4)]
         found += [f"RR{dim},{coarse},RaBitQfs,Refine(SQ8)", f"Prefix{dim // 4},{coarse},{eighth},Refine(SQ8)"]
     return [name for name in found if bytes_budget is None or _least_bytes(name, dim) <= bytes_budget]
@@ -155,10 +166,9 @@ def _least_bytes(factory: str, dim: int) -> float:
     index: Any = make_index(factory, dim)
     if isinstance(index, faiss.IndexHNSW):
         return float(index.storage.sa_code_size() + 4 * 64 + ID_BYTES)
-    if isinstance(index, faiss.IndexRefine):
+    if (fine := refinement_of(index)) is not None:
         inner: Any = faiss.try_extract_index_ivf(index)
-        fine = faiss.downcast_index(index.refine_index).sa_code_size()
-        return float(inner.code_size + 8 + fine + ID_BYTES)
+        return float(inner.code_size + 8 + fine.sa_code_size() + ID_BYTES)
     ivf: Any = faiss.try_extract_index_ivf(index)
     code = ivf.code_size + 8 if ivf is not None else index.sa_code_size()
     return float(code + ID_BYTES)

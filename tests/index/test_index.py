@@ -82,6 +82,7 @@ FACTORIES = [
     "RR32,IVF32,RaBitQfs4",
     "RR32,IVF32,RaBitQfs,Refine(SQ8)",
     "Prefix16,IVF32,PQ8x4fs,Refine(SQfp16)",
+    "Balanced,IVF32,PQ16x4fs,Refine(PQ32)",
     "HNSW16,SQ8",
 ]
 
