@@ -26,6 +26,7 @@ Exits with 0 where the claim holds, 1 where it does not.
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import statistics
 import sys
@@ -43,14 +44,14 @@ from benchmarks.index_lake import RUN, noisy, table_vectors, write_lake
 from benchmarks.machine import describe_machine, machine_line
 from benchmarks.results_of import Verdict, keep
 from benchmarks.spark import pss_bytes, submit
-from benchmarks.texts import text_vectors
+from benchmarks.texts import WANTED, read_texts_file, text_vectors
 from embedding.cli import format_table
 from embedding.contracts import EMBEDDING_DIM
 from embedding.index.build import SHARD_BYTES
 from embedding.index.reader import Release, Selection
 from embedding.index.recall import Floats, Ids, Truth, exact_top_k, merged_top_k
 from embedding.index.release import read_candidate, read_manifest
-from embedding.index.tuning import omp_threads, single_query_ms
+from embedding.index.tuning import TOP, omp_threads, single_query_ms
 from embedding.tables.lake import Lake
 
 QUERIES = 500
@@ -112,22 +113,23 @@ def search_exactly(lake: Lake, queries_QD: Floats, anchor_D: Floats, alike_above
             near = exact_top_k(queries_QD, [(np.ascontiguousarray(vectors_ND[mask]), ids[mask])], 100)
             best[name] = near if name not in best else merged_top_k([best[name], near], 100)
     nobody = np.full(len(queries_QD), -1, np.int64)
-    return {name: (Truth.of(*near, nobody, 10), np.concatenate(members[name])) for name, near in best.items()}
+    return {name: (Truth.of(*near, nobody, TOP), np.concatenate(members[name])) for name, near in best.items()}
 
 
 def ask(release: Release, queries_QD: Floats, truth: Truth, among: str, selection: Selection | None, pins: int) -> Answers:
     """Recall, throughput and latency of one kind of selection."""
-    _, found = release.search(queries_QD, 10, selection)
+    # Eleven, as for queries by pin: `Truth` takes the query itself out, or here the last.
+    _, found = release.search(queries_QD, TOP + 1, selection)
     qps = {}
     for threads in (1, 2):
         seconds: list[float] = []
         with omp_threads(threads):
             while len(seconds) < 3 or (sum(seconds) < 2 and len(seconds) < 20):
                 started = time.perf_counter()
-                release.search(queries_QD, 10, selection)
+                release.search(queries_QD, TOP, selection)
                 seconds.append(time.perf_counter() - started)
         qps[threads] = round(len(queries_QD) / statistics.median(seconds), 1)
-    milliseconds = single_query_ms(lambda query_1D: release.search(query_1D, 10, selection), queries_QD[:200])
+    milliseconds = single_query_ms(lambda query_1D: release.search(query_1D, TOP, selection), queries_QD[:200])
     p50, p99 = (round(float(np.percentile(milliseconds, share)), 2) for share in (50, 99))
     return Answers(among, pins, round(truth.recall(found), 4), qps, p50, p99)
 
@@ -178,9 +180,10 @@ def plan(rows: int, measured: dict[str, Any], host: Host, qps: float) -> dict[st
 
 
 def measure(rows: int, folder: Path, cache: Path, heap: str) -> dict[str, Any]:
-    texts_ND = text_vectors(cache, rows if rows < 1_000_000 else 1_000_000)
+    texts_ND, texts = text_vectors(cache, min(rows, WANTED)), read_texts_file(cache)
     started = time.monotonic()
-    lake, version = write_lake(folder, texts_ND, rows)
+    lake, version = write_lake(folder, texts_ND, texts, rows)
+    del texts
     print(f"{rows:,} pins are in the tables after {time.monotonic() - started:.0f} s", flush=True)
     conf = SPARK | {"spark.driver.memory": heap, "spark.local.dir": str(folder / "spark")}
     run = submit("jobs/build_index.py", "--home", lake.home, "--run-id", RUN, "--encoder", version, conf=conf)
@@ -287,6 +290,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--heap", default="2g", help="memory of the JVM")
     args = parser.parse_args(argv)
     rows = 100_000 if args.quick else args.rows
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     with tempfile.TemporaryDirectory(dir=args.folder) as folder:
         figures = measure(rows, Path(folder), args.cache, args.heap)
     figures = {"machine": describe_machine(PACKAGES), "quick": args.quick} | figures

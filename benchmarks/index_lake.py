@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from benchmarks.synthetic_lake import write_tiny_encoder
 from embedding.contracts import EMBEDDING_DIM, NIGHTS, PIN_EMBEDDINGS, PINS, TableContract
+from embedding.encoder.config import DEFAULT_CONFIG
 from embedding.encoder.store import add_encoder
 from embedding.index.recall import Floats, Ids
 from embedding.tables.lake import Lake, partition_version, replace_partition
@@ -23,6 +23,7 @@ DS, RUN = "2026-01-01", "benchmark"
 NOISE = 0.75
 """Length of the noise beside a unit vector: the cosine between the two is 1 / sqrt(1 + NOISE^2) = 0.8."""
 STEP = 100_000
+_SAME = {"export_sha256": DS, "run_id": RUN, "encoded_by": RUN, "deleted": False, "has_image": False, "has_text": True}
 
 
 def noisy(base_ND: Floats, seed: int) -> Floats:
@@ -42,10 +43,10 @@ def all_vectors(texts_ND: Floats, rows: int) -> Iterator[tuple[Floats, Ids]]:
         yield (base if start + len(ids) <= len(texts_ND) else noisy(base, seed=start)), ids + 1
 
 
-def write_lake(folder: Path, texts_ND: Floats, rows: int) -> tuple[Lake, str]:
-    """A lake of one night of so many pins, and its encoder's version. The encoder is tiny: it reads the titles alone."""
+def write_lake(folder: Path, texts_ND: Floats, texts: Sequence[str], rows: int) -> tuple[Lake, str]:
+    """A lake of one night of so many pins, and its encoder's version. A pin's title is the text of its vector, or near it."""
     lake = Lake(str(folder / "lake"))
-    version = str(add_encoder(lake, write_tiny_encoder(folder / "encoder")))
+    version = str(add_encoder(lake, DEFAULT_CONFIG))
     lake.create_all()
     partitions: dict[str, dict[str, str | None]] = {
         "pins": {"ds": DS},
@@ -55,19 +56,18 @@ def write_lake(folder: Path, texts_ND: Floats, rows: int) -> tuple[Lake, str]:
     with stagers["pins"] as pins, stagers["pin_embeddings"] as vectors:
         for vectors_ND, ids in all_vectors(texts_ND, rows):
             hashes = pa.array([f"{pin:064x}" for pin in ids.tolist()])
-            common = {"pin_id": ids, "source_sha256": hashes, "content_sha256": hashes}
             offsets = np.arange(0, vectors_ND.size + 1, EMBEDDING_DIM, dtype=np.int32)
             flat = pa.ListArray.from_arrays(offsets, vectors_ND.ravel())
-            texts = {
-                "export_sha256": DS,
-                "run_id": RUN,
-                "encoded_by": RUN,
-                "deleted": False,
-                "has_image": True,
-                "has_text": True,
+            words = pa.array([texts[(pin - 1) % len(texts_ND)] for pin in ids.tolist()])
+            columns = {
+                "pin_id": ids,
+                "source_sha256": hashes,
+                "content_sha256": hashes,
+                "board_id": ids // 50,
+                "embedding": flat,
+                "title": words,
+                **{name: pa.repeat(pa.scalar(value), len(ids)) for name, value in _SAME.items()},
             }
-            constant = {name: pa.repeat(pa.scalar(value), len(ids)) for name, value in texts.items()}
-            columns = common | constant | {"board_id": ids // 50, "embedding": flat, "title": pa.array(map(str, ids.tolist()))}
             for stager, contract in ((pins, PINS), (vectors, PIN_EMBEDDINGS)):
                 stager.add(_whole(contract, columns, len(ids)))
         for contract, stager in ((PINS, pins), (PIN_EMBEDDINGS, vectors)):

@@ -117,12 +117,18 @@ def text_vectors(cache: Path, count: int = WANTED) -> Floats:
     return vectors
 
 
+def read_texts_file(cache: Path) -> list[str]:
+    """The texts of a cache, in the order of the vectors; `text_vectors` has put them there."""
+    texts: list[str] = json.loads((cache / "texts.json").read_text(encoding="utf-8"))
+    return texts
+
+
 def _encode(cache: Path, count: int, encoder: PinEncoder, whole: Path) -> None:
     texts_file = cache / "texts.json"
     if not texts_file.is_file():
         texts = unique_texts(fetch_packages(PACKAGES, cache), WANTED)
         texts_file.write_text(json.dumps(texts), encoding="utf-8")
-    texts = json.loads(texts_file.read_text(encoding="utf-8"))[:count]
+    texts = read_texts_file(cache)[:count]
     if len(texts) < count:
         raise ValueError(f"the packages hold {len(texts)} texts; {count} are wanted")
     blocks = cache / whole.stem

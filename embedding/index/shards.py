@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +29,14 @@ THOROUGH_AT_MOST = 16
 
 @dataclass(frozen=True)
 class RowSelection:
-    """Pins that a search is confined to, by their rows in each shard (ascending), and the share that they are of all."""
+    """Pins that a search is confined to, by their rows in each shard (ascending), and the share that they are of all.
+
+    decoded: The vectors of a small selection, kept by its first search: decoding ten thousand takes 20 ms, comparing them one.
+    """
 
     rows: tuple[Ids, ...]
     share: float
+    decoded: list[Floats] = field(default_factory=list, compare=False, repr=False)
 
     def __len__(self) -> int:
         return sum(map(len, self.rows))
@@ -83,7 +87,10 @@ class Shards:
 
     def _compare(self, queries_QD: Floats, k: int, among: RowSelection) -> tuple[Floats, Ids]:
         """Exhaustive comparison with a small selection."""
-        vectors_ND = np.concatenate([reconstruct(index, rows) for index, rows in zip(self._indexes, among.rows, strict=True)])
+        if not among.decoded:
+            pairs = zip(self._indexes, among.rows, strict=True)
+            among.decoded.append(np.concatenate([reconstruct(index, rows) for index, rows in pairs]))
+        vectors_ND = among.decoded[0]
         ids = np.concatenate([ids[rows] for ids, rows in zip(self._ids, among.rows, strict=True)])
         scores_QN = (queries_QD @ vectors_ND.T).astype(np.float32)
         return merge_top_k(scores_QN, np.broadcast_to(ids, scores_QN.shape), k)
