@@ -10,6 +10,7 @@ Settings (read where a DAG file is parsed, so set them alike for scheduler, DAG 
 | PINLAKE_ENCODER_RETENTION_DAYS | days for which the encoder before the live one is kept for a rollback | 7 |
 | PINLAKE_RECALL_GOAL | recall@10 that a release is tuned for; the check lets through what is 0.02 below | 0.95 |
 | PINLAKE_INDEX_BYTES_A_VECTOR | what an index may take a vector, pin id included | no limit |
+| PINLAKE_RELEASES_KEPT | releases of an encoder that stay, besides those that LIVE names | 7 |
 | PINLAKE_TABLE_RETENTION_HOURS | hours for which files of tables stay that are no longer needed | 168 |
 | PINLAKE_MIGRATION_SLICES | into how many tasks a migration's days are dealt | 4 |
 | PINLAKE_JOBS | folder of the Spark programs | jobs/ beside dags/ |
@@ -85,6 +86,11 @@ def retention_days() -> str:
 def recall_goal() -> float:
     """The recall@10 that a release's index is tuned for."""
     return float(os.environ.get("PINLAKE_RECALL_GOAL") or 0.95)
+
+
+def releases_kept() -> str:
+    """How many releases of an encoder stay, besides those that the pointer names."""
+    return os.environ.get("PINLAKE_RELEASES_KEPT") or "7"
 
 
 def table_retention_hours() -> int:

@@ -6,7 +6,8 @@
 3. **check**: SHA-256 of every file, rows and ids against the tables' versions, known pins, recall@10 against exact search,
    latency, overlap with the live release.
 4. **publish**: the candidate becomes live by one atomic change of the pointer; the previous release stays for rollback. If
-   another version went live since step 1, this fails and changes nothing: the next night's release is of that version.
+   another version went live since step 1, this fails and changes nothing: the next night's release is of that version. Then
+   the oldest releases go; the last seven stay.
 5. **retire**: a version that served before is deleted once it has been kept for its retention. Mostly there is none.
 
 Starts with the day's event of the asset `pin_embeddings`, which `nightly_pins` emits once its gate passed; the run has the
@@ -30,6 +31,7 @@ from dags.common import (
     day_of,
     day_param,
     mapped_job,
+    releases_kept,
     retention_days,
     spark_job,
     task_policy,
@@ -50,7 +52,8 @@ with DAG(
 ) as dag:
     chosen = choose_encoders("leaving")
     build, check = build_and_check("--ds", DAY, encoder=chosen["live"], execution_timeout=timedelta(hours=6))
-    publish = spark_job("publish", "publish_index.py", pool=POINTER_POOL, execution_timeout=timedelta(minutes=15))
+    keep = ("--keep-releases", releases_kept())
+    publish = spark_job("publish", "publish_index.py", *keep, pool=POINTER_POOL, execution_timeout=timedelta(minutes=15))
     kept = ("--retention-days", retention_days())
     retire = mapped_job("retire", "retire_encoders.py", *kept, encoders=chosen, pool=POINTER_POOL)
 

@@ -47,7 +47,7 @@ from embedding.tables.maintenance import (
 )
 from embedding.tables.scan import scan_file
 from embedding.tables.staging import MAX_ROWS_A_FILE, STAGED_SCHEMA, StagedFile, describe_staged, staged_files
-from jobs.session import StepStatistics, arguments, log, map_items, run_program, spark_session, stage
+from jobs.session import StepStatistics, arguments, log, map_items, run_program, spark_session, stage, whole_number
 
 PARTITIONS_A_COMMIT = 200
 """Small partitions that are rewritten and committed together: what a killed run has to do again."""
@@ -61,16 +61,9 @@ LINE = (
 _REWRITTEN = STAGED_SCHEMA.append(pa.field("rewrite", pa.int64(), nullable=False))
 
 
-def whole(text: str, least: int) -> int:
-    """An argument that is a whole number of at least `least`."""
-    if not text.isdecimal() or int(text) < least:
-        raise argparse.ArgumentTypeError(f"not a whole number of at least {least}: {text!r}")
-    return int(text)
-
-
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = arguments(__doc__, ds=False)
-    hours, rows = partial(whole, least=0), partial(whole, least=1)
+    hours, rows = partial(whole_number, least=0), partial(whole_number, least=1)
     parser.add_argument("--retention-hours", type=hours, default=168, help="how long unneeded files stay (default 168: a week)")
     parser.add_argument("--rows-a-file", type=rows, default=MAX_ROWS_A_FILE, help=f"at most (default {MAX_ROWS_A_FILE})")
     parser.add_argument("--dry-run", action="store_true", help="say what would be done, and do nothing")

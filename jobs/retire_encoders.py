@@ -27,8 +27,8 @@ from embedding.encoder.store import (
     stored_versions,
     unmark_fresh,
 )
-from embedding.index.release import MANIFEST, ReleaseError, list_releases, live_version, pointer_lock, release_uri
-from embedding.tables import storage
+from embedding.index.release import ReleaseError, list_releases, live_version, pointer_lock
+from embedding.index.retention import delete_release
 from embedding.tables.lake import Lake, partition_is, remove_partitions
 from jobs.session import arguments, log, run_program
 
@@ -67,9 +67,7 @@ def retire(lake: Lake, version: str, run_id: str) -> None:
         mark_retired(lake, version, run_id)
     releases = [manifest for manifest in list_releases(lake, []) if manifest.embedding_version == version]
     for manifest in releases:
-        root = release_uri(lake, manifest.release_id)
-        storage.delete_quietly(f"{root}/{MANIFEST}")  # first, so that a half-deleted folder is no release
-        storage.delete_folder(root)
+        delete_release(lake, manifest.release_id)
     counts = [
         remove_partitions(lake, contract, partition_is(embedding_version=version), run_id=run_id)
         for contract in (QUARANTINE, PIN_EMBEDDINGS)

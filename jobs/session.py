@@ -54,6 +54,13 @@ def day_argument(text: str) -> str:
         raise argparse.ArgumentTypeError(str(error)) from error
 
 
+def whole_number(text: str, least: int) -> int:
+    """An argument that is a whole number of at least `least`."""
+    if not text.isdecimal() or int(text) < least:
+        raise argparse.ArgumentTypeError(f"not a whole number of at least {least}: {text!r}")
+    return int(text)
+
+
 def arguments(about: str | None, *, ds: bool = True, encoder: bool = False) -> argparse.ArgumentParser:
     """A parser with the arguments that the programs share."""
     parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)

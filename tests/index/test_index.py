@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +31,11 @@ from embedding.index.release import (
     release_uri,
     write_check,
 )
+from embedding.index.retention import abandoned_folders, superseded_releases
 from embedding.index.tuning import TOP, Wanted, candidates, choose, try_recipe
 from embedding.tables import storage
 from embedding.tables.lake import Lake
+from jobs.publish_index import clean_up
 from tests.small_release import build_release, unit_vectors
 
 DIM = 32
@@ -354,3 +357,24 @@ def test_unfinished_and_foreign_things_are_no_releases(lake: Lake) -> None:
     (Path(lake.releases_uri) / "LIVE").write_text("half")
     with pytest.raises(ReleaseError, match="not a pointer"):
         live_release_id(lake)
+
+
+def test_the_last_releases_stay_and_those_that_the_pointer_names_and_the_rest_goes(lake: Lake) -> None:
+    for night in range(1, 8):
+        build(lake, 12, f"r{night}", versions=(night, night))
+        approve(lake, f"r{night}")
+    assert not superseded_releases(lake, 2), "nothing is live"
+    for night in (1, 5):
+        publish(lake, f"r{night}", "run")
+    assert [manifest.release_id for manifest in superseded_releases(lake, 2)] == ["r2", "r3"], "r1 can be gone back to"
+    opened = Release(lake, read_manifest(lake, "r2"))
+    killed = Path(lake.releases_uri) / ".building-r9"
+    killed.mkdir()
+    (killed / "piece-00000.faiss").write_bytes(b"half")
+    assert abandoned_folders(lake) == []
+    later = datetime.now(UTC) + timedelta(days=3)
+    assert abandoned_folders(lake, later) == [str(killed)]
+    clean_up(lake, 2)
+    assert [manifest.release_id for manifest in list_releases(lake)] == ["r1", "r4", "r5", "r6", "r7"]
+    assert opened.search(unit_vectors(12, DIM), 3)[1].shape == (12, 3), "who had it open goes on"
+    assert killed.is_dir()
