@@ -25,6 +25,7 @@ from embedding.encoder.config import ConfigError, EncoderConfig
 from embedding.index.build import SHARD_BYTES, plan_layout
 from embedding.index.factory import family_of, train_index
 from embedding.index.reader import opened_shards
+from embedding.index.recall import Truth
 from embedding.index.release import (
     MANIFEST,
     Manifest,
@@ -37,6 +38,7 @@ from embedding.index.release import (
 )
 from embedding.index.tuning import (
     RECALL_GOAL,
+    TOP,
     Choice,
     Wanted,
     best_point,
@@ -53,9 +55,9 @@ from jobs.current import (
     current_state,
     current_vectors,
     described_pins,
-    merged_truth,
+    merged_near,
 )
-from jobs.index_pieces import Places, fill_pieces, piece_bounds
+from jobs.index_pieces import Places, fill_pieces, piece_bounds, read_near
 from jobs.index_sample import TRIAL_ROWS, take_sample, try_on_sample
 from jobs.release_files import merge_shards, write_attributes
 from jobs.session import arguments, day_argument, job_encoder, log, run_program, spark_session
@@ -125,11 +127,12 @@ def build(
     del sample
     threads = args.threads if layout.pieces == 1 else 1
     filled = fill_pieces(described, vectors, layout, trained, queries.vectors, threads, to)
-    if sum(filled.written.rows.values()) != rows:
-        raise ReleaseError(f"{rows} pins went in, but the pieces hold {sum(filled.written.rows.values())}")
-    merged, shards = merge_shards(spark, layout, list(filled.written.rows), trained, work_uri, root)
-    files = filled.written.files | merged.files | write_attributes(described, layout.shards, root).files
-    truth = merged_truth(filled.near, queries.pin_ids)
+    if sum(filled.rows.values()) != rows:
+        raise ReleaseError(f"{rows} pins went in, but the pieces hold {sum(filled.rows.values())}")
+    merged, shards = merge_shards(spark, layout, list(filled.rows), trained, work_uri, root)
+    files = filled.files | merged.files | write_attributes(described, layout.shards, root).files
+    near = merged_near(read_near(to, sorted(filled.rows)), len(queries))
+    truth = Truth.of(*near, queries.pin_ids, TOP)
     with opened_shards(root, shards) as opened:
         points = sweep(opened, choice.factory, queries.vectors, truth, wanted_of(args))
     point = best_point(points, args.recall_goal)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,8 +32,9 @@ from jobs.session import ArrowRows, map_arrow, read_table
 PIN_COLUMNS = ("pin_id", "board_id", "title", "image_uri")
 ROW_KEY = ["pin_id", "ds", "source_sha256"]
 """Names one row of `pins` and what is in it; `pin_embeddings` and `quarantine` carry it too."""
-NEAR = pa.schema([("number", pa.int64()), ("scores", pa.binary()), ("ids", pa.binary())])
-"""A part of an exact search's result: scores and ids (Q, TIES_KNOWN), and the number of the task that found them."""
+NEAR = pa.schema([("scores", pa.binary()), ("ids", pa.binary())])
+"""A part of an exact search's result: scores and ids (Q, TIES_KNOWN)."""
+_MERGERS = 4
 TIES_KNOWN = 100
 """Neighbours that an exact search keeps a query: more than ten, so that ties for the tenth place are known."""
 
@@ -167,31 +168,40 @@ def task_number() -> int:
     return context.partitionId() if context else 0
 
 
-def near_rows(number: int, scores_QM: Floats, ids_QM: Ids) -> pa.RecordBatch:
+def near_row(scores_QM: Floats, ids_QM: Ids) -> pa.RecordBatch:
     """A part of an exact search's result as a row: `NEAR`."""
-    row = {"number": number, "scores": scores_QM.tobytes(), "ids": ids_QM.tobytes()}
-    return pa.RecordBatch.from_pylist([row], schema=NEAR)
+    return pa.RecordBatch.from_pylist([{"scores": scores_QM.tobytes(), "ids": ids_QM.tobytes()}], schema=NEAR)
 
 
-def merged_truth(near: Iterable[tuple[bytes, bytes]], query_ids: Ids) -> Truth:
-    """The parts of an exact search, each (scores, ids) of TIES_KNOWN a query, as one truth."""
-    shape = (len(query_ids), TIES_KNOWN)
+def merged_near(parts: Iterable[tuple[bytes, bytes]], queries: int) -> tuple[Floats, Ids]:
+    """Parts of an exact search, each (scores, ids) of TIES_KNOWN a query, as one. Memory: two of them."""
+    shape = (queries, TIES_KNOWN)
     best = np.full(shape, -np.inf, np.float32), np.full(shape, -1, np.int64)
-    for scores, ids in near:
-        best = merged_top_k(
-            [best, (np.frombuffer(scores, np.float32).reshape(shape), np.frombuffer(ids, np.int64).reshape(shape))], TIES_KNOWN
-        )
-    return Truth.of(*best, query_ids, TOP)
+    for scores, ids in parts:
+        part = np.frombuffer(scores, np.float32).reshape(shape), np.frombuffer(ids, np.int64).reshape(shape)
+        best = merged_top_k([best, part], TIES_KNOWN)
+    return best
 
 
 def exact_neighbours(current: DataFrame, queries_QD: Floats, query_ids: Ids) -> Truth:
     """Each query's true ten nearest pins other than itself, by exhaustive search on the executors.
 
-    `query_ids` are the query pins' own, -1 for a query that is no pin.
+    `query_ids` are the query pins' own, -1 for a query that is no pin. Executors merge what they found before it is collected.
     """
 
     def search(batches: ArrowRows) -> ArrowRows:
-        yield near_rows(0, *exact_top_k(queries_QD, map(batch_vectors, batches), TIES_KNOWN))
+        yield near_row(*exact_top_k(queries_QD, map(batch_vectors, batches), TIES_KNOWN))
 
-    rows = map_arrow(current.select("pin_id", "embedding"), search, NEAR).toLocalIterator()
-    return merged_truth(((row.scores, row.ids) for row in rows), query_ids)
+    def merge(batches: ArrowRows) -> ArrowRows:
+        yield near_row(*merged_near(_near_parts(batches), len(query_ids)))
+
+    found = map_arrow(current.select("pin_id", "embedding"), search, NEAR)
+    rows = map_arrow(found.repartition(_MERGERS), merge, NEAR).collect()
+    best = merged_near(((bytes(row.scores), bytes(row.ids)) for row in rows), len(query_ids))
+    return Truth.of(*best, query_ids, TOP)
+
+
+def _near_parts(batches: ArrowRows) -> Iterator[tuple[bytes, bytes]]:
+    for batch in batches:
+        for row in batch.to_pylist():
+            yield row["scores"], row["ids"]

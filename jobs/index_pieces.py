@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import tempfile
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,13 +16,11 @@ from pyspark.sql.pandas.types import to_arrow_schema
 
 from embedding.index.build import Layout, fill_piece
 from embedding.index.recall import Floats, Ids, exact_top_k
-from embedding.index.release import ReleaseFile
 from embedding.index.tuning import omp_threads
+from embedding.tables import storage
 from jobs.current import ROW_KEY, TIES_KNOWN
-from jobs.release_files import DESCRIBED, ROWS_A_GROUP, WRITTEN, Written, upload, uploaded
+from jobs.release_files import DESCRIBED, ROWS_A_GROUP, WRITTEN, Written, collected, upload, uploaded
 from jobs.session import ArrowRows, map_arrow, spark_schema
-
-_FILLED = pa.schema([*WRITTEN, ("scores", pa.binary()), ("ids", pa.binary())])
 
 
 @dataclass(frozen=True)
@@ -32,17 +32,9 @@ class Places:
     bounds: Ids
 
 
-@dataclass(frozen=True)
-class Filled:
-    """Pieces of an index, and the queries' nearest among their vectors, a part a piece."""
-
-    written: Written
-    near: list[tuple[bytes, bytes]]
-
-
 def fill_pieces(
     described: DataFrame, vectors: DataFrame, layout: Layout, trained: bytes, queries_QD: Floats, threads: int, to: Places
-) -> Filled:
+) -> Written:
     """Each task adds a range of pin ids to a copy of the trained index, describes its pins, and searches them exactly.
 
     A pin's words and its vector meet in the task that needs both: a vector crosses the network once, and is read once.
@@ -50,13 +42,13 @@ def fill_pieces(
     Args:
         described: ROW_KEY and DESCRIBED, one row a current pin.
         vectors: ROW_KEY and `embedding`, those of earlier days among them.
-        to: Pieces go to its `work_uri`, descriptions to its `release`.
+        to: Pieces, and the queries' nearest in each (`read_near`), go to its `work_uri`, descriptions to its `release`.
     """
 
     def fill(pins: pa.Table, found: pa.Table) -> pa.Table:
         number = (pins if len(pins) else found)["piece"][0].as_py()
         if not len(pins):
-            return _FILLED.empty_table()
+            return WRITTEN.empty_table()
         words, vectors_ND, ids = _matched(pins, found)
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / f"pins-{number:05d}.parquet"
@@ -64,20 +56,25 @@ def fill_pieces(
             paths = [Path(folder) / f"piece-{number:05d}.{kind}" for kind in ("faiss", "npy")]
             with omp_threads(threads):
                 rows = fill_piece(trained, [(vectors_ND, ids)], *paths)
-                scores, near = exact_top_k(queries_QD, [(vectors_ND, ids)], TIES_KNOWN)
-            upload(paths, to.work_uri)
-            written = pa.Table.from_batches([uploaded(number, rows, [file], to.release)])
-        for name, value in (("scores", scores), ("ids", near)):
-            written = written.append_column(name, pa.array([value.tobytes()], pa.binary()))
-        return written.cast(_FILLED)
+                near = exact_top_k(queries_QD, [(vectors_ND, ids)], TIES_KNOWN)
+            np.savez(Path(folder) / near_file(number), *near)
+            upload([*paths, Path(folder) / near_file(number)], to.work_uri)
+            return pa.Table.from_batches([uploaded(number, rows, [file], to.release)])
 
     both = [_in_pieces(frame, to.bounds, layout).groupBy("piece") for frame in (described, vectors)]
-    rows = both[0].cogroup(both[1]).applyInArrow(fill, spark_schema(_FILLED)).toLocalIterator()
-    files, counts, near = {}, {}, []
-    for row in rows:
-        files[row.name], counts[row.number] = ReleaseFile(row.size, row.sha), row.rows
-        near.append((bytes(row.scores), bytes(row.ids)))
-    return Filled(Written(files, counts), near)
+    return collected(both[0].cogroup(both[1]).applyInArrow(fill, spark_schema(WRITTEN)))
+
+
+def near_file(piece: int) -> str:
+    """Where a piece's nearest to the queries are, below `work_uri`."""
+    return f"near-{piece:05d}.npz"
+
+
+def read_near(to: Places, pieces: Iterable[int]) -> Iterator[tuple[bytes, bytes]]:
+    """What `fill_pieces` found to be the queries' nearest, piece by piece: (scores, ids)."""
+    for piece in pieces:
+        with np.load(io.BytesIO(storage.read_bytes(f"{to.work_uri}/{near_file(piece)}")), allow_pickle=False) as near:
+            yield near["arr_0"].tobytes(), near["arr_1"].tobytes()
 
 
 def piece_bounds(sample_ids: Ids, layout: Layout) -> Ids:

@@ -67,7 +67,7 @@ def merge_shards(
                     rows = merge_pieces(trained, paths, index, ids)
                     yield uploaded(number, rows, [index, ids], release)
 
-    written = _collected(map_arrow(spark.range(0, layout.shards, 1, layout.shards), merge, WRITTEN))
+    written = collected(map_arrow(spark.range(0, layout.shards, 1, layout.shards), merge, WRITTEN))
     return written, [Shard(number, written.rows[number]) for number in range(layout.shards)]
 
 
@@ -90,7 +90,7 @@ def write_attributes(pins: DataFrame, tasks: int, release: str) -> Written:
             yield uploaded(number, rows, [path], release)
 
     ordered = both.repartitionByRange(tasks, "kind", "value").sortWithinPartitions("kind", "value", "pin_id")
-    return _collected(map_arrow(ordered, write, WRITTEN))
+    return collected(map_arrow(ordered, write, WRITTEN))
 
 
 def upload(paths: Sequence[Path], uri: str) -> None:
@@ -109,7 +109,8 @@ def uploaded(number: int, rows: int, paths: Sequence[Path], uri: str) -> pa.Reco
     return pa.RecordBatch.from_pylist(described, schema=WRITTEN)
 
 
-def _collected(frame: DataFrame) -> Written:
+def collected(frame: DataFrame) -> Written:
+    """The rows that tasks made with `uploaded`."""
     rows = frame.collect()
     return Written({row.name: ReleaseFile(row.size, row.sha) for row in rows}, {row.number: row.rows for row in rows})
 

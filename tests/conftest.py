@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
+import pickle
 import re
 import shutil
 import sys
@@ -11,10 +13,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import pytest
-from xdist.scheduler import LoadScopeScheduling
 
 from demo.airflow import LAPTOP_SPARK_CONF
 from demo.days import DEMO_DAYS, Day, write_days
@@ -26,6 +27,8 @@ REPO = Path(__file__).resolve().parents[1]
 PICTURES = 60
 
 
+T = TypeVar("T")
+
 _LAKE = re.compile(r"\b(lake_of_three_nights|released_lake)\b")
 
 
@@ -36,20 +39,24 @@ def reads_the_lake(file: str) -> bool:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Airflow's nights take longest, so they start first; the other process meanwhile begins with the lake's files."""
+    """Airflow's nights take longest, so they start first; the other process meanwhile begins with the lake's files.
+
+    A file's tests run in one process (`--dist loadfile`); what several files read is `made_once`.
+    """
     items.sort(key=lambda item: (item.get_closest_marker("e2e") is None, not reads_the_lake(item.nodeid.split("::")[0])))
 
 
-class ByFile(LoadScopeScheduling):  # type: ignore[misc] # xdist has no types for it
-    """A file's tests run in one process, and all files that read the lake of three nights in the same: it is made once."""
-
-    def _split_scope(self, nodeid: str) -> str:
-        file = nodeid.split("::")[0]
-        return "the lake" if reads_the_lake(file) else file
-
-
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByFile:
-    return ByFile(config, log)
+def made_once(tmp_path_factory: pytest.TempPathFactory, name: str, make: Callable[[Path], T]) -> T:
+    """What `make` returns of a folder that it fills; made by the first of the test processes that asks, read by the others."""
+    root = tmp_path_factory.getbasetemp()
+    root = root.parent if "PYTEST_XDIST_WORKER" in os.environ else root
+    folder, done = root / name, root / f"{name}.made"
+    with (root / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not done.is_file():
+            done.write_bytes(pickle.dumps(make(folder)))
+    made: T = pickle.loads(done.read_bytes())
+    return made
 
 
 @pytest.fixture(scope="session")
@@ -71,9 +78,12 @@ class Exports:
 
 @pytest.fixture(scope="session")
 def exports(clipart_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Exports:
-    folder = tmp_path_factory.mktemp("platform")
-    days = write_days(read_clipart(clipart_root(clipart_cache)), folder / "exports", folder / "images", limit=PICTURES)
-    return Exports(folder / "exports", days)
+
+    def make(folder: Path) -> Exports:
+        clipart = read_clipart(clipart_root(clipart_cache))
+        return Exports(folder / "exports", write_days(clipart, folder / "exports", folder / "images", limit=PICTURES))
+
+    return made_once(tmp_path_factory, "platform", make)
 
 
 @pytest.fixture(scope="session")
@@ -108,10 +118,14 @@ def run_night(exports: Exports, spark_environment: None) -> RunNight:
 @pytest.fixture(scope="session")
 def lake_of_three_nights(run_night: RunNight, tmp_path_factory: pytest.TempPathFactory) -> Lake:
     """A lake after the three days, in order. For tests that only read."""
-    lake = Lake(str(tmp_path_factory.mktemp("lake")))
-    for ds in DEMO_DAYS:
-        assert run_night(lake, ds, f"night-{ds}") == 0
-    return lake
+
+    def make(folder: Path) -> Lake:
+        lake = Lake(str(folder))
+        for ds in DEMO_DAYS:
+            assert run_night(lake, ds, f"night-{ds}") == 0
+        return lake
+
+    return made_once(tmp_path_factory, "lake", make)
 
 
 @pytest.fixture(scope="session")
@@ -119,13 +133,16 @@ def released_lake(lake_of_three_nights: Lake, tmp_path_factory: pytest.TempPathF
     """That lake with a live release, of the run `first`. For tests that only read, or copy it."""
     from jobs import build_index, check_index, publish_index
 
-    lake = Lake(str(tmp_path_factory.mktemp("released") / "lake"))
-    shutil.copytree(lake_of_three_nights.home, lake.home)
-    common = ["--home", lake.home, "--run-id", "first"]
-    build_index.main([*common, "--ds", DEMO_DAYS[-1]])
-    assert check_index.main(common) == 0
-    publish_index.main(common)
-    return lake
+    def make(folder: Path) -> Lake:
+        lake = Lake(str(folder))
+        shutil.copytree(lake_of_three_nights.home, lake.home)
+        common = ["--home", lake.home, "--run-id", "first"]
+        build_index.main([*common, "--ds", DEMO_DAYS[-1]])
+        assert check_index.main(common) == 0
+        publish_index.main(common)
+        return lake
+
+    return made_once(tmp_path_factory, "released", make)
 
 
 @pytest.fixture(scope="session")

@@ -24,6 +24,8 @@ from embedding.tables.scan import read_rows
 from tests.conftest import Exports, RunNight
 
 DAY_1, DAY_2, DAY_3 = DEMO_DAYS
+PRECISION = 5e-3
+"""Times decide the recipe, so a release may keep 8 bits a value, where what is held in memory is exact."""
 
 
 def build(lake: Lake, run_id: str) -> Release:
@@ -43,19 +45,19 @@ def make_live(lake: Lake, release: Release) -> None:
 def assert_same(fresh: Release, built: Release) -> None:
     ids = built.pin_ids()
     np.testing.assert_array_equal(fresh.pin_ids(), ids)
-    np.testing.assert_allclose(fresh.vectors_of(ids), built.vectors_of(ids), atol=1e-6)
+    np.testing.assert_allclose(fresh.vectors_of(ids), built.vectors_of(ids), atol=PRECISION)
     assert fresh.describe(ids.tolist()) == built.describe(ids.tolist())
     assert sorted(zip(*fresh.boards(), strict=True)) == sorted(zip(*built.boards(), strict=True))
     queries = built.vectors_of(ids[::7])
     scores, _ = built.search(queries, 10)
-    np.testing.assert_allclose(fresh.search(queries, 10)[0], scores, atol=1e-5)
+    np.testing.assert_allclose(fresh.search(queries, 10)[0], scores, atol=PRECISION)
     board = int(built.boards()[1][0])
     tag = next(tag for row in built.describe(ids.tolist()).values() for tag in row["tags"] or ())
     for criteria in ({"board": board}, {"tag": tag}, {"pin_ids": ids[:40]}):
         among = built.select(**criteria)  # type: ignore[arg-type]
         assert len(fresh.select(**criteria)) == len(among)  # type: ignore[arg-type]
         wanted, _ = built.search(queries, 10, among)
-        np.testing.assert_allclose(fresh.search(queries, 10, fresh.select(**criteria))[0], wanted, atol=1e-5)  # type: ignore[arg-type]
+        np.testing.assert_allclose(fresh.search(queries, 10, fresh.select(**criteria))[0], wanted, atol=PRECISION)  # type: ignore[arg-type]
 
 
 @pytest.fixture
