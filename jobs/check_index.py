@@ -44,11 +44,9 @@ from jobs.current import (
     current_pins,
     described_pins,
     exact_neighbours,
-    sample_vectors,
-    sampled,
     unsettled_pins,
 )
-from jobs.index_sample import Queries, sample_titles, with_texts
+from jobs.index_sample import Queries, sample_titles, sample_vectors, sampled, with_texts
 from jobs.session import EXIT_GATE_FAILED, arguments, log, map_items, run_program, spark_session
 
 QUERIES = 300

@@ -7,15 +7,11 @@ content. Only days whose latest night passed are looked at, so that a day in the
 
 from __future__ import annotations
 
-import io
-import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 from pyspark import TaskContext
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
@@ -24,7 +20,6 @@ from embedding.contracts import PIN_EMBEDDINGS, PINS, QUARANTINE
 from embedding.index.recall import Floats, Ids, Truth, exact_top_k, merged_top_k
 from embedding.index.release import ReleaseError
 from embedding.index.tuning import TOP
-from embedding.tables import storage
 from embedding.tables.lake import Lake, PartitionFilter
 from embedding.tables.nights import passed_days
 from jobs.session import ArrowRows, map_arrow, read_table
@@ -37,9 +32,6 @@ NEAR = pa.schema([("scores", pa.binary()), ("ids", pa.binary())])
 _MERGERS = 4
 TIES_KNOWN = 100
 """Neighbours that an exact search keeps a query: more than ten, so that ties for the tenth place are known."""
-
-
-_NUMBER = pa.schema([("number", pa.int64())])
 
 
 @dataclass(frozen=True)
@@ -115,51 +107,6 @@ def batch_vectors(batch: pa.RecordBatch) -> tuple[Floats, Ids]:
     ids = batch.column("pin_id").to_numpy(zero_copy_only=False).astype(np.int64)
     flat = batch.column("embedding").flatten().to_numpy(zero_copy_only=False).astype(np.float32)
     return np.ascontiguousarray(flat.reshape(len(ids), -1 if len(ids) else 0)), ids
-
-
-def sampled(pins: DataFrame, rows: int, count: int, seed: int) -> DataFrame:
-    """About `count` of `rows` pins, chosen by a hash of the id: the same ones however the rows are laid out.
-
-    A condition on the join's key alone, which Spark applies before it joins: only what is chosen is shuffled.
-    """
-    share = min(1.0, count / max(rows, 1))
-    chosen = F.pmod(F.xxhash64("pin_id", F.lit(seed)), F.lit(1_000_000)) < math.ceil(share * 1_000_000)
-    return pins.where(chosen)
-
-
-def sample_vectors(vectors: DataFrame, uri: str) -> tuple[Floats, Ids]:
-    """The vectors (N, D) of a sample and their pins' ids, ascending. Raises ReleaseError where the sample is empty.
-
-    Executors write them to files below `uri`, which the driver reads: they never pass through the JVM's memory.
-    """
-
-    def write(batches: ArrowRows) -> ArrowRows:
-        pieces = [batch_vectors(batch) for batch in batches if batch.num_rows]
-        if pieces:
-            for kind, arrays in zip(("vectors", "ids"), zip(*pieces, strict=True), strict=True):
-                storage.write_atomic(f"{uri}/{kind}-{task_number():05d}.npy", npy_bytes(np.concatenate(arrays)))
-            yield pa.RecordBatch.from_pydict({"number": [task_number()]}, _NUMBER)
-
-    numbers = [row.number for row in map_arrow(vectors.select("pin_id", "embedding"), write, _NUMBER).collect()]
-    if not numbers:
-        raise ReleaseError("the sample is empty")
-    read = [[_read_npy(f"{uri}/{kind}-{number:05d}.npy") for number in numbers] for kind in ("vectors", "ids")]
-    vectors_ND, ids_N = (np.concatenate(arrays) for arrays in read)
-    storage.delete_folder(uri)
-    order = np.argsort(ids_N)
-    return vectors_ND[order], ids_N[order]
-
-
-def npy_bytes(array: NDArray[Any]) -> bytes:
-    """An array as a file of NumPy's own format."""
-    stream = io.BytesIO()
-    np.save(stream, array, allow_pickle=False)
-    return stream.getvalue()
-
-
-def _read_npy(uri: str) -> NDArray[Any]:
-    array: NDArray[Any] = np.load(io.BytesIO(storage.read_bytes(uri)), allow_pickle=False)
-    return array
 
 
 def task_number() -> int:

@@ -11,6 +11,8 @@ Step 3's encoding is a stage of its own, the only one that asks for GPUs (jobs/r
 
 from __future__ import annotations
 
+import logging
+import sys
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -34,7 +36,7 @@ from embedding.tables.staging import StagedFile, Stager
 from jobs.lookups import find_rows, wanted_rows
 from jobs.resources import encode_profile, task_cores, task_device
 from jobs.retries import Retry
-from jobs.session import ArrowRows, contract_partition, log, log_in_worker, map_arrow, read_table, stage, with_columns
+from jobs.session import ArrowRows, contract_partition, log, map_arrow, read_table, stage, with_columns
 from jobs.settled import KEY, read_settled, split_settled
 
 CONTENTS_A_TASK = 20_000
@@ -77,6 +79,13 @@ def read_day(spark: SparkSession, lake: Lake, ds: str) -> DataFrame:
 def hash_contents(pins: DataFrame, limits: ImageLimits) -> DataFrame:
     """Fetches each picture's bytes and names its content; a picture that cannot be fetched gets its reason."""
     return map_arrow(pins, partial(hash_batches, limits=limits), HASHED)
+
+
+def log_in_worker(message: str, *values: object) -> None:
+    """A line in the log of the executor whose task calls this: its Python processes have no logging of their own."""
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
+    log.setLevel(logging.INFO)
+    log.info(message, *values)
 
 
 def encode_contents(

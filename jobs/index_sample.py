@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import io
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
@@ -17,12 +21,17 @@ from embedding.index.factory import family_of
 from embedding.index.recall import Floats, Ids, Truth, exact_top_k
 from embedding.index.release import ReleaseError
 from embedding.index.tuning import TOP, Choice, Wanted, candidates, choose, try_recipe
-from jobs.current import ROW_KEY, TIES_KNOWN, sample_vectors, sampled
+from embedding.tables import storage
+from jobs.current import ROW_KEY, TIES_KNOWN, batch_vectors, task_number
+from jobs.session import ArrowRows, map_arrow
 
 QUERIES, TEXTS = 500, 200
 """Pins and titles that a build measures with."""
 TRIAL_ROWS = 50_000
 NO_PIN = -1
+
+
+_NUMBER = pa.schema([("number", pa.int64())])
 
 
 @dataclass(frozen=True)
@@ -39,6 +48,51 @@ class Queries:
     def by_text(self) -> NDArray[np.bool_]:
         by_text: NDArray[np.bool_] = self.pin_ids == NO_PIN
         return by_text
+
+
+def sampled(pins: DataFrame, rows: int, count: int, seed: int) -> DataFrame:
+    """About `count` of `rows` pins, chosen by a hash of the id: the same ones however the rows are laid out.
+
+    A condition on the join's key alone, which Spark applies before it joins: only what is chosen is shuffled.
+    """
+    share = min(1.0, count / max(rows, 1))
+    chosen = F.pmod(F.xxhash64("pin_id", F.lit(seed)), F.lit(1_000_000)) < math.ceil(share * 1_000_000)
+    return pins.where(chosen)
+
+
+def sample_vectors(vectors: DataFrame, uri: str) -> tuple[Floats, Ids]:
+    """The vectors (N, D) of a sample and their pins' ids, ascending. Raises ReleaseError where the sample is empty.
+
+    Executors write them to files below `uri`, which the driver reads: they never pass through the JVM's memory.
+    """
+
+    def write(batches: ArrowRows) -> ArrowRows:
+        pieces = [batch_vectors(batch) for batch in batches if batch.num_rows]
+        if pieces:
+            for kind, arrays in zip(("vectors", "ids"), zip(*pieces, strict=True), strict=True):
+                storage.write_atomic(f"{uri}/{kind}-{task_number():05d}.npy", npy_bytes(np.concatenate(arrays)))
+            yield pa.RecordBatch.from_pydict({"number": [task_number()]}, _NUMBER)
+
+    numbers = [row.number for row in map_arrow(vectors.select("pin_id", "embedding"), write, _NUMBER).collect()]
+    if not numbers:
+        raise ReleaseError("the sample is empty")
+    read = [[_read_npy(f"{uri}/{kind}-{number:05d}.npy") for number in numbers] for kind in ("vectors", "ids")]
+    vectors_ND, ids_N = (np.concatenate(arrays) for arrays in read)
+    storage.delete_folder(uri)
+    order = np.argsort(ids_N)
+    return vectors_ND[order], ids_N[order]
+
+
+def npy_bytes(array: NDArray[Any]) -> bytes:
+    """An array as a file of NumPy's own format."""
+    stream = io.BytesIO()
+    np.save(stream, array, allow_pickle=False)
+    return stream.getvalue()
+
+
+def _read_npy(uri: str) -> NDArray[Any]:
+    array: NDArray[Any] = np.load(io.BytesIO(storage.read_bytes(uri)), allow_pickle=False)
+    return array
 
 
 def with_texts(pins_QD: Floats, pin_ids: Ids, titles: Sequence[str], config: EncoderConfig) -> Queries:

@@ -153,13 +153,6 @@ def stage(frame: DataFrame, function: Callable[[ArrowRows], Iterable[StagedFile]
     return by_table
 
 
-def log_in_worker(message: str, *values: object) -> None:
-    """A line in the log of the executor whose task calls this: its Python processes have no logging of their own."""
-    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
-    log.setLevel(logging.INFO)
-    log.info(message, *values)
-
-
 def until_settled(step: Callable[[], None], attempts: int = 3) -> None:
     """Runs a step that ends in commits; again where another run of the day committed first, so that it finds its work done."""
     for attempt in range(1, attempts + 1):
