@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ DS, RUN = "2026-01-01", "benchmark"
 NOISE = 0.75
 """Length of the noise beside a unit vector: the cosine between the two is 1 / sqrt(1 + NOISE^2) = 0.8."""
 STEP = 100_000
-_SAME = {"export_sha256": DS, "run_id": RUN, "encoded_by": RUN, "deleted": False, "has_image": False, "has_text": True}
+_SAME = {"export_sha256": DS, "run_id": RUN, "encoded_by": RUN, "has_image": False, "has_text": True}
 
 
 def noisy(base_ND: Floats, seed: int) -> Floats:
@@ -48,28 +48,36 @@ def write_lake(folder: Path, texts_ND: Floats, texts: Sequence[str], rows: int) 
     lake = Lake(str(folder / "lake"))
     version = str(add_encoder(lake, DEFAULT_CONFIG))
     lake.create_all()
+    write_night(lake, version, DS, all_vectors(texts_ND, rows), texts[: len(texts_ND)])
+    return lake, version
+
+
+def write_night(
+    lake: Lake,
+    version: str,
+    ds: str,
+    pieces: Iterable[tuple[Floats, Ids]],
+    texts: Sequence[str],
+    deleted: Ids | Sequence[int] = (),
+) -> None:
+    """A night that passed: its pins, pieces of (vectors, pin ids), and those that it deleted."""
     partitions: dict[str, dict[str, str | None]] = {
-        "pins": {"ds": DS},
-        "pin_embeddings": {"embedding_version": version, "ds": DS},
+        "pins": {"ds": ds},
+        "pin_embeddings": {"embedding_version": version, "ds": ds},
     }
+    rows = 0
     stagers = {c.name: Stager(lake.table_uri(c), c, partitions[c.name]) for c in (PINS, PIN_EMBEDDINGS)}
     with stagers["pins"] as pins, stagers["pin_embeddings"] as vectors:
-        for vectors_ND, ids in all_vectors(texts_ND, rows):
-            hashes = pa.array([f"{pin:064x}" for pin in ids.tolist()])
+        for vectors_ND, ids in pieces:
+            columns = _columns(ids, texts) | {"deleted": pa.repeat(pa.scalar(False), len(ids))}
             offsets = np.arange(0, vectors_ND.size + 1, EMBEDDING_DIM, dtype=np.int32)
             flat = pa.ListArray.from_arrays(offsets, vectors_ND.ravel())
-            words = pa.array([texts[(pin - 1) % len(texts_ND)] for pin in ids.tolist()])
-            columns = {
-                "pin_id": ids,
-                "source_sha256": hashes,
-                "content_sha256": hashes,
-                "board_id": ids // 50,
-                "embedding": flat,
-                "title": words,
-                **{name: pa.repeat(pa.scalar(value), len(ids)) for name, value in _SAME.items()},
-            }
-            for stager, contract in ((pins, PINS), (vectors, PIN_EMBEDDINGS)):
-                stager.add(_whole(contract, columns, len(ids)))
+            pins.add(_whole(PINS, columns, len(ids)))
+            vectors.add(_whole(PIN_EMBEDDINGS, columns | {"embedding": flat}, len(ids)))
+            rows += len(ids)
+        if len(deleted):
+            gone = _columns(np.asarray(deleted, np.int64), texts) | {"deleted": pa.repeat(pa.scalar(True), len(deleted))}
+            pins.add(_whole(PINS, gone, len(deleted)))
         for contract, stager in ((PINS, pins), (PIN_EMBEDDINGS, vectors)):
             stager.flush()
             partition = partitions[contract.name]
@@ -79,9 +87,20 @@ def write_lake(folder: Path, texts_ND: Floats, texts: Sequence[str], rows: int) 
         ("changed", "deleted", "reused", "quarantined"), 0
     )
     versions = {"pins_version": lake.open(PINS).version(), "pin_embeddings_version": lake.open(PIN_EMBEDDINGS).version()}
-    night = {"run_id": RUN, "ds": DS, "embedding_version": version, "status": "passed", "checked_at": datetime.now(UTC)}
-    write_row(lake, NIGHTS, night | counts | versions)
-    return lake, version
+    night = {"run_id": RUN, "ds": ds, "embedding_version": version, "status": "passed", "checked_at": datetime.now(UTC)}
+    write_row(lake, NIGHTS, night | counts | {"deleted": len(deleted)} | versions)
+
+
+def _columns(ids: Ids, texts: Sequence[str]) -> dict[str, Any]:
+    hashes = pa.array([f"{pin:064x}" for pin in ids.tolist()])
+    return {
+        "pin_id": ids,
+        "source_sha256": hashes,
+        "content_sha256": hashes,
+        "board_id": ids // 50,
+        "title": pa.array([texts[(pin - 1) % len(texts)] for pin in ids.tolist()]),
+        **{name: pa.repeat(pa.scalar(value), len(ids)) for name, value in _SAME.items()},
+    }
 
 
 def _whole(contract: TableContract, columns: dict[str, Any], rows: int) -> pa.Table:

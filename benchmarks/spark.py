@@ -26,12 +26,13 @@ class ProgramFailedError(Exception):
 
 @dataclass(frozen=True)
 class Run:
-    """A program that ended well: wall-clock seconds, its process tree's seconds of CPU and peak memory, and what it printed."""
+    """A program that ended well: wall-clock seconds, its process tree's CPU and memory (`ProcessTree`), and what it printed."""
 
     seconds: float
     cpu_s: float
     peak_bytes: int
     output: str
+    peak_unmapped_bytes: int = 0
 
 
 def submit(
@@ -68,21 +69,23 @@ def run(command: Sequence[str], *, environment: Mapping[str, str] | None = None)
     seconds = time.monotonic() - started
     if process.returncode:
         raise ProgramFailedError(f"{' '.join(command)}: exit status {process.returncode}\n{output[-4000:]}")
-    return Run(seconds, tree.cpu_s, tree.peak_bytes, output)
+    return Run(seconds, tree.cpu_s, tree.peak_bytes, output, tree.peak_unmapped_bytes)
 
 
 class ProcessTree:
     """What a process and all that it started take while the block runs, looked at every SAMPLE_EVERY_S.
 
     `peak_bytes` is the largest sum of PSS, which counts a page that n processes share as an nth in each: forked workers are
-    not counted twice. `cpu_s` is user and system time, as far as it was seen: a process's last fraction of a second is missed.
+    not counted twice. `peak_unmapped_bytes` leaves out pages of mapped files, of an index that is searched for instance: the
+    kernel drops those where memory is short, and reads them again. `cpu_s` is user and system time, as far as it was seen: a
+    process's last fraction of a second is missed.
     """
 
     def __init__(self, pid: int):
         self._pid, self._ended = pid, threading.Event()
         self._sampler = threading.Thread(target=self._sample, daemon=True)
         self._cpu_s: dict[int, float] = {}
-        self.peak_bytes = 0
+        self.peak_bytes = self.peak_unmapped_bytes = 0
 
     @property
     def cpu_s(self) -> float:
@@ -103,7 +106,9 @@ class ProcessTree:
             self._cpu_s |= found
             # The kernel walks all pages of a process to tell its PSS, 30 ms for 2 GB: no more than 2% of a core goes there.
             if (started := time.monotonic()) >= next_look:
-                self.peak_bytes = max(self.peak_bytes, sum(pss_bytes(pid) for pid in found))
+                pages = [_pages_of(pid) for pid in found]
+                self.peak_bytes = max(self.peak_bytes, sum(page["Pss"] for page in pages))
+                self.peak_unmapped_bytes = max(self.peak_unmapped_bytes, sum(page["Pss"] - page["Pss_File"] for page in pages))
                 next_look = started + 50 * (time.monotonic() - started)
 
 
@@ -133,8 +138,17 @@ def process_tree(root: int) -> dict[int, float]:
 
 def pss_bytes(pid: int) -> int:
     """A process's proportional share of memory; 0 for one that has ended."""
+    return _pages_of(pid)["Pss"]
+
+
+def _pages_of(pid: int) -> dict[str, int]:
+    """Bytes of `Pss`, and of `Pss_File` within them; none of a process that has ended."""
+    found = {"Pss": 0, "Pss_File": 0}
     try:
         lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
     except OSError:
-        return 0
-    return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:"))
+        return found
+    for name, _, rest in (line.partition(":") for line in lines):
+        if name in found:
+            found[name] = int(rest.split()[0]) * 1024
+    return found

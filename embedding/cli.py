@@ -18,7 +18,8 @@ from embedding.tables.lake import Lake
 from embedding.tables.storage import is_local
 
 if TYPE_CHECKING:
-    from embedding.index.reader import Neighbour, Release
+    from embedding.index.live import LiveRelease
+    from embedding.index.reader import Neighbour
 
 Printer = Callable[[str], None]
 
@@ -54,6 +55,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     query.add_argument("--text", help='words, for example "red bicycle"')
     query.add_argument("--image", type=Path, metavar="FILE", help="a picture")
     search_parser.add_argument("-k", type=_positive, default=10, help="how many (default 10)")
+    search_parser.add_argument("--board", type=int, metavar="ID", help="only pins of this board")
+    search_parser.add_argument("--tag", help="only pins that have this tag")
     search_parser.set_defaults(run=search)
     report_parser = commands.add_parser("report", help="one HTML file: nights, quarantine, recall, galleries")
     report_parser.add_argument("--out", type=Path, help="default <home>/report.html")
@@ -207,8 +210,8 @@ def search(args: argparse.Namespace, out: Printer) -> None:
     from embedding.index.live import LiveRelease
 
     lake = Lake(args.home)
-    release = LiveRelease(lake).release
-    neighbours = _neighbours(lake, release, args)
+    live = LiveRelease(lake)
+    neighbours, release = _neighbours(lake, live, args), live.release
     rows = [(rank, n.score, n.pin_id, (n.title or "")[:48], n.image_uri or "") for rank, n in enumerate(neighbours, start=1)]
     said = f"release {release.manifest.release_id}, {release.manifest.rows} pins"
     if release.changes and len(release.changes.superseded):
@@ -217,29 +220,26 @@ def search(args: argparse.Namespace, out: Printer) -> None:
     out(format_table(rows, ("#", "cosine", "pin_id", "title", "image")))
 
 
-def _neighbours(lake: Lake, release: Release, args: argparse.Namespace) -> list[Neighbour]:
+def _neighbours(lake: Lake, live: LiveRelease, args: argparse.Namespace) -> list[Neighbour]:
+    from embedding.index.part import Criteria
+    from embedding.index.searcher import Searcher
+
+    searcher = Searcher(lake, live)
+    among = None if args.board is None and args.tag is None else Criteria(args.board, args.tag)
     if args.pin is not None:
         try:
-            vector = release.vector_of(args.pin)
+            return searcher.by_pin(args.pin, args.k, among)
         except KeyError:
             raise UsageError(f"the live release has no pin {args.pin}") from None
-        return release.neighbours(vector, args.k, without=args.pin)
-    from embedding.encoder.cache import shared_encoder
-    from embedding.encoder.store import encoder_of_release
-
-    opened = encoder_of_release(lake, release.manifest)
-    release.require_version(opened.version)
-    encoder = shared_encoder(opened.config)
     if args.text is not None:
         if not args.text.strip():
             raise UsageError("--text is empty")
-        return release.neighbours(encoder.encode_texts([args.text])[0], args.k)
+        return searcher.by_text(args.text, args.k, among)
     from embedding.encoder.fetch import fetch_image
     from embedding.encoder.limits import ImageLimits
 
     limits = ImageLimits.from_environment()
-    picture = encoder.decode(fetch_image(str(args.image.resolve()), limits), limits.max_pixels)
-    return release.neighbours(encoder.encode_images(encoder.transform(picture)[None])[0], args.k)
+    return searcher.by_image(fetch_image(str(args.image.resolve()), limits), args.k, among, limits)
 
 
 def report(args: argparse.Namespace, out: Printer) -> None:

@@ -15,6 +15,7 @@ import argparse
 import os
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from functools import partial
 
 import faiss
 import numpy as np
@@ -109,12 +110,12 @@ def build(
     root, work_uri = release_uri(lake, release_id), f"{lake.releases_uri}/.building-{release_id}"
     storage.delete_folder(work_uri)
     described = described_pins(spark, lake, state, (*PIN_COLUMNS, "tags")).persist()
-    vectors = current_vectors(spark, lake, state)
+    vectors = partial(current_vectors, spark, lake, state, ("embedding",))
     rows = described.count()
     if not rows:
         raise ReleaseError(f"no current pin has a vector of {state.embedding_version}: there is nothing to release")
     most = max(TRIAL_ROWS, *(training_rows(factory) for factory in candidates(rows, EMBEDDING_DIM)))
-    sample = take_sample(described, vectors, rows, most, config, f"{work_uri}/sample")
+    sample = take_sample(described, vectors(), rows, most, config, f"{work_uri}/sample")
     choice = kept_choice(lake, state.embedding_version, rows, args) or try_on_sample(sample, rows, release_id, wanted_of(args))
     with omp_threads(args.threads):
         trained = train_index(choice.factory, EMBEDDING_DIM, sample.vectors[: training_rows(choice.factory)])

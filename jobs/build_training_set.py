@@ -116,7 +116,6 @@ def write_files(rows: DataFrame, order: Sequence[str], root: str, kind: str, sch
 def build(spark: SparkSession, lake: Lake, inputs: Inputs, recipe: SetRecipe, limits: ImageLimits, root: str) -> dict[str, Any]:
     """Writes all files of the set below `root` and returns what the manifest says of them."""
     spark.conf.set("spark.sql.execution.arrow.maxRecordsPerBatch", str(PICTURES_A_BATCH))
-    spark.conf.set("spark.sql.autoBroadcastJoinThreshold", "-1")  # Spark takes what Python makes for as small as its input
     current = read_latest(spark, lake, inputs, PINS, "user_id", "board_id", "image_uri", "title", "description", "tags")
     texts = cut(map_arrow(current, ts.add_texts, ts.TEXTS))
     rows = sum(file.num_rows for file in data_files(lake.open(PINS, inputs.versions[PINS.name])))

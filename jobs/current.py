@@ -20,9 +20,10 @@ from embedding.contracts import PIN_EMBEDDINGS, PINS, QUARANTINE
 from embedding.index.recall import Floats, Ids, Truth, exact_top_k, merged_top_k
 from embedding.index.release import ReleaseError
 from embedding.index.tuning import TOP
-from embedding.tables.lake import Lake, PartitionFilter
+from embedding.tables.lake import DataFile, Lake, PartitionFilter, data_files
 from embedding.tables.nights import passed_days
-from jobs.session import ArrowRows, map_arrow, read_table
+from embedding.tables.scan import projected_schema, scan_file
+from jobs.session import ArrowRows, map_arrow, map_items, read_table
 
 PIN_COLUMNS = ("pin_id", "board_id", "title", "image_uri")
 ROW_KEY = ["pin_id", "ds", "source_sha256"]
@@ -67,10 +68,43 @@ def _of_version(state: CurrentState) -> PartitionFilter:
     return lambda partition: partition["ds"] in days and partition["embedding_version"] == state.embedding_version
 
 
-def current_vectors(spark: SparkSession, lake: Lake, state: CurrentState, columns: Sequence[str] = ("embedding",)) -> DataFrame:
-    """ROW_KEY and `columns` of the vectors of the state's days: a pin's vectors of earlier days among them."""
+def current_vectors(
+    spark: SparkSession,
+    lake: Lake,
+    state: CurrentState,
+    columns: Sequence[str] = ("embedding",),
+    bounds: Ids | None = None,
+) -> DataFrame:
+    """ROW_KEY and `columns` of the vectors of the state's days: a pin's vectors of earlier days among them.
+
+    `embedding` is the bytes of its float32 (`batch_vectors`): Spark moves a list value by value, and bytes at once. With
+    `bounds`, the first pin id of each piece of an index but the first, there is the number of a row's `piece` too.
+    """
     table = lake.open(PIN_EMBEDDINGS, state.pin_embeddings_version)
-    return read_table(spark, table, [*ROW_KEY, *columns], _of_version(state))
+    schema = projected_schema(table, [*ROW_KEY, *columns])
+    numbered = [] if bounds is None else [("piece", pa.int64())]
+    given = pa.schema([*((f.name, pa.binary()) if f.name == "embedding" else f for f in schema), *numbered])
+
+    def read(file: DataFile) -> ArrowRows:
+        for batch in scan_file(file, schema):
+            found = [_as_bytes(batch.column(f.name)) if f.name == "embedding" else batch.column(f.name) for f in schema]
+            if bounds is not None:
+                found.append(piece_numbers(batch, bounds))
+            yield pa.RecordBatch.from_arrays(found, schema=given)
+
+    return map_items(spark, data_files(table, _of_version(state)), read, given)
+
+
+def piece_numbers(batch: pa.RecordBatch, bounds: Ids) -> pa.Array:
+    """The number of the piece that each row's pin belongs to."""
+    return pa.array(np.searchsorted(bounds, batch.column("pin_id").to_numpy(), side="right"), pa.int64())
+
+
+def _as_bytes(vectors: pa.ListArray) -> pa.BinaryArray:
+    flat = vectors.flatten().to_numpy(zero_copy_only=False)
+    offsets = vectors.offsets.to_numpy()
+    buffers = [None, pa.py_buffer((4 * (offsets - offsets[0])).astype(np.int32)), pa.py_buffer(flat)]
+    return pa.Array.from_buffers(pa.binary(), len(vectors), buffers)
 
 
 def described_pins(spark: SparkSession, lake: Lake, state: CurrentState, columns: Sequence[str] = PIN_COLUMNS) -> DataFrame:
@@ -102,11 +136,20 @@ def unsettled_pins(spark: SparkSession, lake: Lake, state: CurrentState) -> Data
     return latest.join(settled_rows(spark, lake, state).select(ROW_KEY), ROW_KEY, "left_anti").select(ROW_KEY)
 
 
-def batch_vectors(batch: pa.RecordBatch) -> tuple[Floats, Ids]:
-    """A batch's vectors (N, D), contiguous float32, and pin ids (N,)."""
+def batch_vectors(batch: pa.RecordBatch | pa.Table) -> tuple[Floats, Ids]:
+    """Vectors (N, D), contiguous float32, and pin ids (N,) of rows as `current_vectors` has them."""
     ids = batch.column("pin_id").to_numpy(zero_copy_only=False).astype(np.int64)
-    flat = batch.column("embedding").flatten().to_numpy(zero_copy_only=False).astype(np.float32)
-    return np.ascontiguousarray(flat.reshape(len(ids), -1 if len(ids) else 0)), ids
+    column = batch.column("embedding")
+    chunks = column.chunks if isinstance(column, pa.ChunkedArray) else [column]
+    flat = np.concatenate([np.empty(0, np.float32), *(_values(chunk) for chunk in chunks if len(chunk))])
+    return flat.reshape(len(ids), -1 if len(ids) else 0), ids
+
+
+def _values(column: pa.BinaryArray) -> Floats:
+    _, offsets, data = column.buffers()
+    ends = np.frombuffer(offsets, np.int32)[column.offset : column.offset + len(column) + 1]
+    values: Floats = np.frombuffer(data, np.uint8)[ends[0] : ends[-1]].view(np.float32)
+    return values
 
 
 def task_number() -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,11 +15,13 @@ from pyspark.sql import DataFrame
 from pyspark.sql.pandas.types import to_arrow_schema
 
 from embedding.index.build import Layout, fill_piece
+from embedding.index.part import DESCRIBED
 from embedding.index.recall import Floats, Ids, exact_top_k
 from embedding.index.tuning import omp_threads
 from embedding.tables import storage
-from jobs.current import ROW_KEY, TIES_KNOWN
-from jobs.release_files import DESCRIBED, ROWS_A_GROUP, WRITTEN, Written, collected, upload, uploaded
+from embedding.tables.scan import matching_rows
+from jobs.current import ROW_KEY, TIES_KNOWN, batch_vectors, piece_numbers
+from jobs.release_files import ROWS_A_GROUP, WRITTEN, Written, collected, upload, uploaded
 from jobs.session import ArrowRows, map_arrow, spark_schema
 
 
@@ -33,7 +35,13 @@ class Places:
 
 
 def fill_pieces(
-    described: DataFrame, vectors: DataFrame, layout: Layout, trained: bytes, queries_QD: Floats, threads: int, to: Places
+    described: DataFrame,
+    vectors: Callable[[Ids], DataFrame],
+    layout: Layout,
+    trained: bytes,
+    queries_QD: Floats,
+    threads: int,
+    to: Places,
 ) -> Written:
     """Each task adds a range of pin ids to a copy of the trained index, describes its pins, and searches them exactly.
 
@@ -41,7 +49,7 @@ def fill_pieces(
 
     Args:
         described: ROW_KEY and DESCRIBED, one row a current pin.
-        vectors: ROW_KEY and `embedding`, those of earlier days among them.
+        vectors: By pieces' bounds ROW_KEY, `embedding` and `piece`, vectors of earlier days among them.
         to: Pieces, and the queries' nearest in each (`read_near`), go to its `work_uri`, descriptions to its `release`.
     """
 
@@ -61,7 +69,8 @@ def fill_pieces(
             upload([*paths, Path(folder) / near_file(number)], to.work_uri)
             return pa.Table.from_batches([uploaded(number, rows, [file], to.release)])
 
-    both = [_in_pieces(frame, to.bounds, layout).groupBy("piece") for frame in (described, vectors)]
+    frames = _numbered(described, to.bounds), vectors(to.bounds)
+    both = [frame.repartition(layout.pieces, "piece").groupBy("piece") for frame in frames]
     return collected(both[0].cogroup(both[1]).applyInArrow(fill, spark_schema(WRITTEN)))
 
 
@@ -83,29 +92,22 @@ def piece_bounds(sample_ids: Ids, layout: Layout) -> Ids:
     return np.sort(sample_ids)[places]
 
 
-def _in_pieces(frame: DataFrame, bounds: Ids, layout: Layout) -> DataFrame:
-    """The rows with the number of their `piece`, those of a piece in one task."""
+def _numbered(frame: DataFrame, bounds: Ids) -> DataFrame:
+    """The rows with the number of their `piece`."""
     schema = pa.schema([*to_arrow_schema(frame.schema), ("piece", pa.int64())])
 
     def number(batches: ArrowRows) -> ArrowRows:
         for batch in batches:
-            pieces = np.searchsorted(bounds, batch.column("pin_id").to_numpy(), side="right")
-            yield pa.RecordBatch.from_arrays([*batch.columns, pa.array(pieces, pa.int64())], schema=schema)
+            yield pa.RecordBatch.from_arrays([*batch.columns, piece_numbers(batch, bounds)], schema=schema)
 
-    return map_arrow(frame, number, schema).repartition(layout.pieces, "piece")
+    return map_arrow(frame, number, schema)
 
 
 def _matched(pins: pa.Table, found: pa.Table) -> tuple[pa.Table, Floats, Ids]:
     """A piece's descriptions, vectors (N, D) and ids, all ascending by id. Raises ValueError for a pin without a vector."""
-    keys = [
-        table.select(ROW_KEY).append_column(n, pa.array(np.arange(len(table))))
-        for n, table in (("pin", pins), ("vector", found))
-    ]
-    pairs = keys[0].join(keys[1], ROW_KEY, join_type="inner").sort_by("pin_id")
-    if len(pairs) != len(pins):
-        raise ValueError(f"{len(pins)} pins meet {len(pairs)} vectors")
-    words = pins.select(DESCRIBED.names).take(pairs["pin"]).cast(DESCRIBED)
-    column = found["embedding"]
-    flat = [chunk.flatten().to_numpy(zero_copy_only=False) for chunk in column.chunks if len(chunk)]
-    vectors_ND = np.concatenate(flat).reshape(len(found), -1)
-    return words, np.ascontiguousarray(vectors_ND[pairs["vector"].to_numpy()], np.float32), words["pin_id"].to_numpy()
+    of_pins, of_vectors = matching_rows(pins, found, ROW_KEY)
+    if len(of_pins) != len(pins):
+        raise ValueError(f"{len(pins)} pins meet {len(of_pins)} vectors")
+    words = pins.select(DESCRIBED.names).take(of_pins).cast(DESCRIBED)
+    vectors_ND, _ = batch_vectors(found)
+    return words, vectors_ND[of_vectors.to_numpy()], words["pin_id"].to_numpy()

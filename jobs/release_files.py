@@ -18,22 +18,13 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from embedding.index.build import Layout, Shard, merge_pieces
+from embedding.index.part import ATTRIBUTES
 from embedding.index.release import ReleaseFile
 from embedding.tables import storage
 from embedding.tables.exports import file_sha256
 from jobs.current import task_number
 from jobs.session import ArrowRows, map_arrow
 
-DESCRIBED = pa.schema(
-    [
-        ("pin_id", pa.int64()),
-        ("board_id", pa.int64()),
-        ("title", pa.string()),
-        ("image_uri", pa.string()),
-        ("tags", pa.list_(pa.string())),
-    ]
-)
-ATTRIBUTES = pa.schema([("kind", pa.string()), ("value", pa.string()), ("pin_id", pa.int64())])
 ROWS_A_GROUP = 16_384
 """Rows of a Parquet row group: a look-up of a few pins reads as little."""
 

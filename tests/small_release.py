@@ -1,8 +1,10 @@
-"""A release as the job builds it, from a few vectors and without Spark."""
+"""A release as the job builds it, from a few vectors and without Spark, and queries that never stop."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -113,3 +115,33 @@ def build_release(
 def point_at(lake: Lake, pointer: LivePointer) -> None:
     """Moves the pointer without asking whether it may be moved."""
     move_pointer(lake, pointer, look_at_pointer(lake)[1])
+
+
+@contextmanager
+def under_load(ask: Callable[[], None], threads: int = 2) -> Iterator[list[int]]:
+    """Asks again and again in some threads as long as it is open, and fails with what one of them failed with.
+
+    Yields how often each thread was answered.
+    """
+    answered, errors, stop = [0] * threads, list[Exception](), threading.Event()
+
+    def go_on(worker: int) -> None:
+        while not stop.is_set():
+            try:
+                ask()
+            except Exception as error:  # noqa: BLE001 - whatever it is, the test is to tell it
+                errors.append(error)
+                return
+            answered[worker] += 1
+
+    asking = [threading.Thread(target=go_on, args=(worker,)) for worker in range(threads)]
+    for thread in asking:
+        thread.start()
+    try:
+        yield answered
+    finally:
+        stop.set()
+        for thread in asking:
+            thread.join()
+    if errors:
+        raise errors[0]

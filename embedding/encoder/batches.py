@@ -72,7 +72,7 @@ def encode_batches(
     Contents have content_sha256, image_uri, text and `pins`, a list of (pin_id, source_sha256, image_uri). `device` ("cpu",
     "cuda:1") is the forward pass's, `cores` what it (on a CPU) and decoding may take of the processor.
     """
-    from embedding.encoder.cache import shared_encoder
+    from embedding.encoder.cache import keep_freed_memory, shared_encoder
 
     waiting: dict[int, dict[str, Any]] = {}
 
@@ -82,6 +82,8 @@ def encode_batches(
             waiting[number] = row
             yield EncodeItem(number, row["image_uri"], row["text"], row["content_sha256"])
 
+    if device == "cpu":
+        keep_freed_memory()
     encoder = shared_encoder(config, device, cores)
     on_cpu = encoder.device.type == "cpu"
     threads = cores + (HASH_THREADS if on_cpu else GPU_FETCH_THREADS)

@@ -28,7 +28,7 @@ from deltalake import DeltaTable
 
 from embedding.contracts import PIN_EMBEDDINGS, PINS, QUARANTINE, Stage
 from embedding.index.factory import SearchSetting, deserialize, train_index
-from embedding.index.part import Part
+from embedding.index.part import ATTRIBUTES, DESCRIBED, Part
 from embedding.index.recall import Floats, Ids, Truth, exact_top_k
 from embedding.index.release import Manifest
 from embedding.index.shards import Shards
@@ -36,7 +36,7 @@ from embedding.index.tuning import TOP, OneIndex, Wanted, best_point, lists_for,
 from embedding.tables.lake import Lake, data_files, partition_is, partition_version
 from embedding.tables.nights import passed_days
 from embedding.tables.scan import Wanted as WantedRows
-from embedding.tables.scan import column_keys, projected_schema, scan_file
+from embedding.tables.scan import column_keys, matching_rows, projected_schema, scan_file
 
 log = logging.getLogger("pinlake")
 
@@ -45,7 +45,6 @@ COMPARED_BELOW = 20_000
 MOST = 2_000_000
 """Changed pins that are searched, 0.3 KB each; what is beyond waits for the next release. Deletions are never left out."""
 
-DESCRIBED = ["pin_id", "board_id", "title", "image_uri", "tags"]
 _ROW = pa.schema(
     [
         ("pin_id", pa.int64()),
@@ -210,7 +209,7 @@ class ChangeFeed:
             taken = ids[: max(room, 0)]
             room -= len(taken)
             if len(taken):
-                words = now.of_pins(ds, [*DESCRIBED, "source_sha256"], taken)
+                words = now.of_pins(ds, [*DESCRIBED.names, "source_sha256"], taken)
                 vectors = now.of_vectors(ds, ["pin_id", "source_sha256", "embedding"], taken)
                 tables.append(_with_vectors(words, vectors))
         described = pa.concat_tables(tables).sort_by("pin_id").combine_chunks()
@@ -237,14 +236,8 @@ def _differing_pins(before: pa.Table, now: pa.Table) -> Ids:
 
 def _with_vectors(words: pa.Table, vectors: pa.Table) -> pa.Table:
     """Descriptions and `embedding` of the pins whose words and vector are of one source."""
-    key = ["pin_id", "source_sha256"]
-    # A join takes no lists along: it gives the rows of both that belong together.
-    rows = [
-        table.select(key).append_column(f"row_{n}", pa.array(np.arange(len(table)))) for n, table in enumerate((words, vectors))
-    ]
-    pairs = rows[0].join(rows[1], key, join_type="inner")
-    embedding = vectors["embedding"].take(pairs["row_1"])
-    return words.select(DESCRIBED).take(pairs["row_0"]).append_column("embedding", embedding)
+    of_words, of_vectors = matching_rows(words, vectors, ["pin_id", "source_sha256"])
+    return words.select(DESCRIBED.names).take(of_words).append_column("embedding", vectors["embedding"].take(of_vectors))
 
 
 def make_part(described: pa.Table, wanted: Wanted) -> Part:
@@ -267,7 +260,7 @@ def _attributes(pins: pa.Table) -> Iterator[pa.RecordBatch]:
         ("tag", ids.take(parents), pc.list_flatten(tags)),
     ):
         columns = [pa.repeat(pa.scalar(kind), len(of_pins)), values, of_pins]
-        yield pa.RecordBatch.from_arrays(columns, names=["kind", "value", "pin_id"])
+        yield pa.RecordBatch.from_arrays(columns, schema=ATTRIBUTES)
 
 
 def _index_of(vectors_ND: Floats, ids: Ids, wanted: Wanted) -> tuple[faiss.Index, SearchSetting]:

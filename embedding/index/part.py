@@ -21,6 +21,19 @@ from embedding.index.factory import SearchSetting
 from embedding.index.recall import Floats, Ids
 from embedding.index.shards import RowSelection, Shards
 
+DESCRIBED = pa.schema(
+    [
+        ("pin_id", pa.int64()),
+        ("board_id", pa.int64()),
+        ("title", pa.string()),
+        ("image_uri", pa.string()),
+        ("tags", pa.list_(pa.string())),
+    ]
+)
+"""What describes a pin."""
+ATTRIBUTES = pa.schema([("kind", pa.string()), ("value", pa.string()), ("pin_id", pa.int64())])
+"""What a search may be confined to: `kind` is `board` or `tag`."""
+
 
 @dataclass(frozen=True)
 class Criteria:
@@ -35,8 +48,8 @@ class Criteria:
 class Part:
     """Vectors of pins and what describes them.
 
-    pins: `pin_id`, `board_id`, `title`, `image_uri`, `tags`; one row a pin.
-    attributes: `kind` (`board` or `tag`), `value`, `pin_id`.
+    pins: DESCRIBED, one row a pin.
+    attributes: ATTRIBUTES.
     hidden: Pins that nothing finds, ascending.
     """
 

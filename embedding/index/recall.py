@@ -38,16 +38,13 @@ def merged_top_k(found: Sequence[tuple[Floats, Ids]], k: int) -> tuple[Floats, I
 
 def exact_top_k(queries_QD: Floats, pieces: Iterable[tuple[Floats, Ids]], k: int) -> tuple[Floats, Ids]:
     """The true k nearest of each query over all pieces of (vectors_ND, ids_N). Memory: one piece and Q x k results."""
-    best_scores = np.full((len(queries_QD), k), -np.inf, np.float32)
-    best_ids = np.full((len(queries_QD), k), -1, np.int64)
+    shape = (len(queries_QD), k)
+    best = np.full(shape, -np.inf, np.float32), np.full(shape, -1, np.int64)
     for vectors_ND, ids_N in pieces:
-        if not len(ids_N):
-            continue
-        scores, positions = faiss.knn(queries_QD, vectors_ND, min(k, len(ids_N)), metric=faiss.METRIC_INNER_PRODUCT)
-        both_scores = np.concatenate([best_scores, scores], axis=1)
-        both_ids = np.concatenate([best_ids, ids_N[positions]], axis=1)
-        best_scores, best_ids = merge_top_k(both_scores, both_ids, k)
-    return best_scores, best_ids
+        if len(ids_N):
+            scores, places = faiss.knn(queries_QD, vectors_ND, min(k, len(ids_N)), metric=faiss.METRIC_INNER_PRODUCT)
+            best = merged_top_k([best, (scores, ids_N[places])], k)
+    return best
 
 
 def drop_self(scores_QK: Floats, ids_QK: Ids, self_ids_Q: Ids) -> tuple[Floats, Ids]:

@@ -32,11 +32,13 @@ class RowSelection:
     """Pins that a search is confined to, by their rows in each shard (ascending), and the share that they are of all.
 
     decoded: The vectors of a small selection, kept by its first search: decoding ten thousand takes 20 ms, comparing them one.
+    bitmaps: Of a larger one, a bit for each row of each shard, kept likewise.
     """
 
     rows: tuple[Ids, ...]
     share: float
     decoded: list[Floats] = field(default_factory=list, compare=False, repr=False)
+    bitmaps: list[list[faiss.IDSelector]] = field(default_factory=list, compare=False, repr=False)
 
     def __len__(self) -> int:
         return sum(map(len, self.rows))
@@ -75,11 +77,14 @@ class Shards:
         """Scores (Q, k) and pin ids (Q, k), best first; id -1 where there are fewer than k."""
         if among is not None and len(among) <= EXACT_BELOW:
             return self._compare(queries_QD, k, among)
+        selectors: list[faiss.IDSelector | None] = [None] * len(self._indexes)
         if among is not None:
             setting = thorough(setting, among.share)
+            if not among.bitmaps:
+                among.bitmaps.append([_bitmap(rows, len(ids)) for rows, ids in zip(among.rows, self._ids, strict=True)])
+            selectors = list(among.bitmaps[0])
         parts, asked = [], max(k, TUNED_FOR)
-        for number, (index, ids) in enumerate(zip(self._indexes, self._ids, strict=True)):
-            selector = None if among is None else _bitmap(among.rows[number], len(ids))
+        for index, ids, selector in zip(self._indexes, self._ids, selectors, strict=True):
             scores, rows = search(index, queries_QD, asked, setting, selector)
             parts.append((scores, np.where(rows >= 0, ids[np.maximum(rows, 0)], -1)))
         scores, found = parts[0] if len(parts) == 1 else merged_top_k(parts, k)

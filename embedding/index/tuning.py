@@ -12,6 +12,7 @@ after the other, on one thread.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -47,6 +48,8 @@ AS_GOOD = 0.9
 
 _MEASURE_S = 0.15
 _GAIN = 0.001
+_CLOSER_LINES, _CLOSER_STEPS = 2, 2
+"""Around the goal: so many factors of refinement, so many settings of each, which come within a fifth of the least effort."""
 
 
 @dataclass(frozen=True)
@@ -250,9 +253,19 @@ def choose(trials: Sequence[Trial], rows: int, wanted: Wanted, chosen_by: str) -
 
 
 def sweep(
-    index: Searchable, factory: str, queries_QD: Floats, truth: Truth, wanted: Wanted, *, latencies: bool = True
+    index: Searchable,
+    factory: str,
+    queries_QD: Floats,
+    truth: Truth,
+    wanted: Wanted,
+    *,
+    latencies: bool = True,
+    goals: Sequence[float] = (),
 ) -> list[SearchPoint]:
-    """The settings that are worth having: none of them is both slower and less exact than another; fastest first."""
+    """The settings that are worth having: none of them is both slower and less exact than another; fastest first.
+
+    Efforts are doubled, and looked at more closely where they come to the goal, or to each of `goals`.
+    """
     measured: list[SearchPoint] = []
     for line in _lines_of_settings(factory):
         best_before = max((point.recall_at_10 for point in measured), default=0.0)
@@ -266,9 +279,42 @@ def sweep(
             before = point.recall_at_10
         if len(measured) > 1 and max(point.recall_at_10 for point in measured) - best_before < _GAIN:
             break
+    for goal in goals or (wanted.recall_goal,):
+        for under, above in _around(measured, goal):
+            measured += _closer(index, under, above, goal, queries_QD, truth, wanted.threads)
     frontier = [point for point in measured if not any(_dominates(other, point) for other in measured)]
     frontier.sort(key=lambda point: -point.qps)
     return [_with_latencies(index, point, queries_QD) if latencies else point for point in frontier]
+
+
+def _around(measured: Sequence[SearchPoint], goal: float) -> list[tuple[SearchPoint, SearchPoint]]:
+    """Of the fastest lines that reach the goal: the last setting that misses it, and the first that does not."""
+    found = []
+    for factor in {point.setting.k_factor for point in measured}:
+        line = sorted((p for p in measured if p.setting.k_factor == factor), key=lambda point: _effort(point.setting))
+        first = next((number for number, point in enumerate(line) if point.recall_low >= goal), 0)
+        if first:
+            found.append((line[first - 1], line[first]))
+    return sorted(found, key=lambda pair: -pair[1].qps)[:_CLOSER_LINES]
+
+
+def _closer(
+    index: Searchable, under: SearchPoint, above: SearchPoint, goal: float, queries_QD: Floats, truth: Truth, threads: int
+) -> list[SearchPoint]:
+    """Settings between two of one line, each at the geometric mean of the nearest ones around the goal."""
+    found = []
+    for _ in range(_CLOSER_STEPS):
+        effort = round(math.sqrt(_effort(under.setting) * _effort(above.setting)))
+        if effort in (_effort(under.setting), _effort(above.setting)):
+            break
+        name = "ef_search" if above.setting.ef_search else "nprobe"
+        found.append(_measure(index, replace(above.setting, **{name: effort}), queries_QD, truth, threads))
+        under, above = (under, found[-1]) if found[-1].recall_low >= goal else (found[-1], above)
+    return found
+
+
+def _effort(setting: SearchSetting) -> int:
+    return setting.ef_search or setting.nprobe
 
 
 def _dominates(other: SearchPoint, point: SearchPoint) -> bool:

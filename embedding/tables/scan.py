@@ -125,3 +125,15 @@ def read_rows(table: DeltaTable, columns: Sequence[str] | None = None, where: Pa
     """As `scan`, all at once: for tables and projections that are small by nature (`nights`, a day's quarantine)."""
     schema = projected_schema(table, columns)
     return pa.Table.from_batches([batch.cast(schema) for batch in scan(table, columns, where)], schema)
+
+
+def matching_rows(left: pa.Table, right: pa.Table, key: Sequence[str]) -> tuple[pa.ChunkedArray, pa.ChunkedArray]:
+    """The places of the rows of two tables that have one key, pair by pair, in the order of the key's first column.
+
+    For tables with columns of lists, which Arrow's join does not take along.
+    """
+    places = [
+        table.select(key).append_column(name, pa.array(np.arange(len(table)))) for name, table in (("l", left), ("r", right))
+    ]
+    pairs = places[0].join(places[1], list(key), join_type="inner").sort_by(key[0])
+    return pairs["l"], pairs["r"]

@@ -12,11 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
+from embedding.index.changes import make_part
 from embedding.index.cut_over import roll_back
+from embedding.index.factory import SearchSetting, deserialize, train_index
+from embedding.index.part import DESCRIBED, Criteria
 from embedding.index.reader import Release, open_live
-from embedding.index.recall import Ids, Truth, exact_top_k
+from embedding.index.recall import Ids, Truth, exact_top_k, mean_interval
 from embedding.index.release import (
     Check,
     Manifest,
@@ -32,7 +36,7 @@ from embedding.index.release import (
     write_check,
 )
 from embedding.index.retention import abandoned_folders, superseded_releases
-from embedding.index.tuning import TOP, Wanted, candidates, choose, try_recipe
+from embedding.index.tuning import TOP, OneIndex, Wanted, best_point, candidates, choose, sweep, try_recipe
 from embedding.tables import storage
 from embedding.tables.lake import Lake
 from jobs.publish_index import clean_up
@@ -166,6 +170,22 @@ def test_a_sweep_keeps_what_is_worth_having_and_the_choice_says_why(lake: Lake) 
     assert {trial.factory for trial in manifest.choice.trials} == set(candidates(3_000, DIM))
     assert manifest.choice.factory in {trial.factory for trial in manifest.choice.trials if trial.reached}
     assert "queries/s at recall@10" in manifest.choice.why
+
+
+def test_the_setting_for_a_goal_is_about_the_least_that_reaches_it() -> None:
+    vectors, ids = unit_vectors(20_000, DIM), ids_of(20_000)
+    index = deserialize(train_index("IVF256,Flat", DIM, vectors))
+    index.add(vectors)
+    queries = vectors[::40]
+    truth = Truth.of(*exact_top_k(queries, [(vectors, ids)], 100), ids[::40], TOP)
+    one = OneIndex(index, ids)
+    nprobe = best_point(sweep(one, "IVF256,Flat", queries, truth, Wanted(0.95), latencies=False), 0.95).setting.nprobe
+
+    def reaches(number: int) -> bool:
+        return mean_interval(truth.recalls(one.search(queries, 11, SearchSetting(number))[1]))[0] >= 0.95
+
+    least = next(number for number in range(1, 256) if reaches(number))
+    assert 4 <= least <= nprobe <= 1.25 * least + 1
 
 
 def test_a_budget_is_kept_and_one_that_nothing_fits_is_refused() -> None:
@@ -378,3 +398,19 @@ def test_the_last_releases_stay_and_those_that_the_pointer_names_and_the_rest_go
     assert [manifest.release_id for manifest in list_releases(lake)] == ["r1", "r4", "r5", "r6", "r7"]
     assert opened.search(unit_vectors(12, DIM), 3)[1].shape == (12, 3), "who had it open goes on"
     assert killed.is_dir()
+
+
+def test_many_changed_pins_are_searched_by_lists_and_found() -> None:
+    rows = 25_000
+    vectors, ids = unit_vectors(rows, DIM), ids_of(rows)
+    tags = [["even"] if i % 2 == 0 else None for i in range(rows)]
+    words = {"board_id": np.arange(rows), "title": [None] * rows, "image_uri": [None] * rows, "tags": tags}
+    schema = DESCRIBED.append(pa.field("embedding", pa.list_(pa.float32())))
+    part = make_part(pa.table({"pin_id": ids, **words, "embedding": list(vectors)}, schema), Wanted(0.95))
+    queries = vectors[::100]
+    truth = Truth.of(*exact_top_k(queries, [(vectors, ids)], 100), ids[::100], TOP)
+    assert part.setting.nprobe > 0
+    assert truth.recall(part.search(queries, TOP + 1)[1]) >= 0.93
+    np.testing.assert_allclose(part.shards.vectors(ids[:50]), vectors[:50], atol=0.02)
+    assert len(part.select(Criteria(tag="even"))) == rows // 2
+    assert len(part.select(Criteria(board=7))) == 1

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import resource
-import threading
 import time
 from collections.abc import Callable
 from functools import partial
@@ -18,7 +17,7 @@ from embedding.index.live import LiveRelease
 from embedding.index.recall import Ids
 from embedding.index.release import Check, LivePointer, ReleaseError, manifest_sha256, publish, release_uri, write_check
 from embedding.tables.lake import Lake
-from tests.small_release import build_release, point_at, unit_vectors
+from tests.small_release import build_release, point_at, under_load, unit_vectors
 
 ROWS, DIM, SWAPS = 3_000, 32, 100
 VERSION = "test-0123456789ab"
@@ -48,41 +47,27 @@ def until(condition: Callable[[], bool]) -> None:
         time.sleep(0.005)
 
 
-def is_taken(live: LiveRelease, release_id: str, errors: list[Exception]) -> bool:
-    return bool(errors) or live.release.manifest.release_id == release_id
+def serves(live: LiveRelease, release_id: str) -> bool:
+    return live.release.manifest.release_id == release_id
 
 
 def test_a_hundred_swaps_under_load_fail_and_mix_no_query(lake: Lake) -> None:
-    queries, answered, stop = unit_vectors(ROWS, DIM)[:8], [0, 0], threading.Event()
-    errors: list[Exception] = []
+    queries = unit_vectors(ROWS, DIM)[:8]
 
-    def ask(worker: int) -> None:
-        while not stop.is_set():
-            try:
-                release = live.release
-                number = int(release.manifest.release_id[1:])
-                _, found = release.search(queries, 10)
-                assert (found >= 0).all() and (found % 4 == number).all(), "an id of another release"
-                assert release.describe([int(found[0, 0])])
-                answered[worker] += 1
-            except Exception as error:  # noqa: BLE001 - whatever it is, the test is to tell it
-                errors.append(error)
-                return
+    def ask() -> None:
+        release = live.release
+        number = int(release.manifest.release_id[1:])
+        _, found = release.search(queries, 10)
+        assert (found >= 0).all() and (found % 4 == number).all(), "an id of another release"
+        assert release.describe([int(found[0, 0])])
 
-    with LiveRelease(lake, every_s=0.01) as live:
-        threads = [threading.Thread(target=ask, args=(worker,)) for worker in range(2)]
-        for thread in threads:
-            thread.start()
-        peaks = []
+    peaks = []
+    with LiveRelease(lake, every_s=0.01) as live, under_load(ask) as answered:
         for swap in range(SWAPS):
             name = f"r{2 - swap % 2}"
             point_at(lake, LivePointer(name, embedding_version=VERSION))
-            until(partial(is_taken, live, name, errors))
+            until(partial(serves, live, name))
             peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
-        stop.set()
-        for thread in threads:
-            thread.join()
-    assert not errors
     assert min(answered) > SWAPS / 4, "queries went on all the time"
     assert peaks[-1] - peaks[SWAPS // 5] < 50_000, "KiB: the peak of memory does not grow with the swaps"
 

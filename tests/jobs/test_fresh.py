@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ from embedding.index.release import Check, manifest_sha256, publish, read_candid
 from embedding.tables.lake import Lake
 from embedding.tables.scan import read_rows
 from tests.conftest import Exports, RunNight
+from tests.small_release import under_load
 
 DAY_1, DAY_2, DAY_3 = DEMO_DAYS
 PRECISION = 5e-3
@@ -67,6 +69,17 @@ def lake(lake_of_three_nights: Lake, tmp_path: Path) -> Lake:
     return lake
 
 
+def ask(live: LiveRelease) -> None:
+    """A query's way through a release: what is found is described, has a vector and comes once."""
+    release = live.release
+    ids = release.pin_ids()[:20]
+    _, found = release.search(release.vectors_of(ids), 10)
+    pins = set(found.ravel().tolist()) - {-1}
+    assert set(release.describe(sorted(pins))) == pins
+    assert all(len(set(row)) == len(row) for row in found.tolist())
+    assert release.neighbours(release.vector_of(int(ids[0])), 5, among=release.select(pin_ids=sorted(pins)))
+
+
 def corrected_export(exports: Exports, folder: Path) -> int:
     """Day 3 without its deletions and its last pin, and with one title changed. Returns that pin."""
     day = folder / f"ds={DAY_3}"
@@ -89,7 +102,8 @@ def test_the_live_release_is_the_lake_as_it_is_now(
     first = build(lake, "first")
     assert first.manifest.days == [DAY_1, DAY_3]
     make_live(lake, first)
-    with LiveRelease(lake, every_s=0.5) as live:
+    live = LiveRelease(lake, every_s=0.5)
+    with live, under_load(partial(ask, live)):
         assert_same(live.release, first)
         write_deltalake(lake.table_uri(NIGHTS), nights.filter(pc.equal(nights["ds"], DAY_2)), mode="append")
         passed = time.monotonic()
@@ -103,7 +117,7 @@ def test_the_live_release_is_the_lake_as_it_is_now(
     assert pinlake(["--home", lake.home, "search", "--pin", str(pin)]) == 0
     assert "changed since" in capsys.readouterr().out
 
-    # While a night is at work, a pin that it has not come to stays; one that it deleted is gone.
+    # While a night is at work, a pin that it has not come to stays; one that it deleted is gone; nobody's query fails.
     edited = corrected_export(exports, tmp_path / "exports")
     before = live.release
     common = ["--home", lake.home, "--ds", DAY_3, "--run-id", "corrected"]
@@ -111,7 +125,8 @@ def test_the_live_release_is_the_lake_as_it_is_now(
     assert live.refresh()
     np.testing.assert_array_equal(live.release.vector_of(edited), before.vector_of(edited))
     assert run_night(lake, DAY_3, "corrected", folder=tmp_path / "exports") == 0
-    assert live.refresh()
+    with under_load(partial(ask, live)):
+        assert live.refresh()
     assert live.release.describe([edited])[edited]["title"] == "a title that nobody has used before"
     with pytest.raises(ValueError, match="select again"):
         live.release.search(before.vector_of(edited)[None], 3, before.select(board=1))

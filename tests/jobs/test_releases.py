@@ -101,6 +101,11 @@ def test_search_by_pin_text_and_picture(lake: Lake, live: Release, capsys: pytes
     assert live.manifest.release_id in capsys.readouterr().out
     assert pinlake([*home, "search", "--image", pin["image_uri"].removeprefix("file://")]) == 0
     assert str(pin["pin_id"]) in capsys.readouterr().out, "a picture finds its own pin"
+    mates = live.select(board=pin["board_id"])
+    assert pinlake([*home, "search", "--text", pin["title"], "--board", str(pin["board_id"]), "-k", "1000"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 2 + 2 + len(mates)
+    assert pinlake([*home, "search", "--text", pin["title"], "--tag", "no such tag"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 2 + 2
 
 
 def test_a_search_that_cannot_be_answered_says_why(lake: Lake, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
