@@ -4,11 +4,14 @@
 
 `vectors.npy` (N, D) and `queries.npy` (Q, D) are L2-normalised float32. Writes `points.json`, and each point's ids (Q, 11) as
 `found-<number>.npy`: who asked computes the recall. Imports nothing of pinlake.
+
+A point is named by its index and, after a semicolon, its search parameters.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import statistics
@@ -22,6 +25,9 @@ import numpy as np
 
 Search = Callable[[Any], Any]
 """Queries (Q, D) to ids (Q, 11)."""
+
+EFFORTS = (16, 23, 32, 45, 64, 91, 128, 181, 256, 362, 512, 724, 1024)
+"""Steps of half an octave: no peer loses much to the next setting being far."""
 
 TOP = 11
 """Ten, and the query itself."""
@@ -41,11 +47,11 @@ def hnswlib(vectors: Any, folder: Path, threads: int, _budget: float | None) -> 
     index.save_index(str(folder / "index"))
 
     def points() -> Iterator[tuple[str, int, Search]]:
-        for ef in (16, 32, 64, 128, 256, 512, 1024):
+        for ef in EFFORTS:
             for used in (1, threads):
                 index.set_ef(ef)
                 index.set_num_threads(used)
-                yield f"M 16, ef {ef}", used, lambda queries: index.knn_query(queries, k=TOP)[0]
+                yield f"M 16; ef {ef}", used, lambda queries: index.knn_query(queries, k=TOP)[0]
 
     return size_of(folder / "index"), points()
 
@@ -61,10 +67,10 @@ def usearch(vectors: Any, folder: Path, threads: int, _budget: float | None) -> 
         return index.search(queries, TOP, threads=used).keys
 
     def points() -> Iterator[tuple[str, int, Search]]:
-        for ef in (16, 32, 64, 128, 256, 512, 1024):
+        for ef in EFFORTS:
             for used in (1, threads):
                 index.expansion_search = ef
-                yield f"bf16, expansion {ef}", used, partial(ask, used)
+                yield f"bf16; expansion {ef}", used, partial(ask, used)
 
     return size_of(folder / "index"), points()
 
@@ -85,9 +91,9 @@ def scann(vectors: Any, folder: Path, threads: int, _budget: float | None) -> tu
         return search(queries, **many)[0]
 
     def points() -> Iterator[tuple[str, int, Search]]:
-        for visited, reordered in ((20, 50), (50, 100), (100, 100), (100, 200), (200, 200), (200, 400), (400, 400), (800, 800)):
+        for visited, reordered in itertools.product((10, 14, 20, 28, 40, 56, 80, 113, 160, 226, 320, 640), (50, 100, 200, 400)):
             many = {"leaves_to_search": visited, "pre_reorder_num_neighbors": reordered}
-            said = f"{leaves} leaves, {visited} visited, {reordered} reordered"
+            said = f"{leaves} leaves; {visited} visited, {reordered} reordered"
             yield said, 1, partial(ask, searcher.search_batched, many)
             yield said, threads, partial(ask, searcher.search_batched_parallel, many)
 
@@ -99,28 +105,26 @@ def autofaiss(vectors: Any, folder: Path, threads: int, budget: float | None) ->
     from autofaiss import build_index
 
     limit = f"{int(budget * len(vectors) / 2**20)}MB" if budget else "8GB"
-    index, _ = build_index(
+    index, infos = build_index(
         embeddings=vectors,
         save_on_disk=True,
         index_path=str(folder / "index"),
         index_infos_path=str(folder / "infos.json"),
         max_index_memory_usage=limit,
         current_memory_available="12GB",
-        max_index_query_time_ms=1_000,
         metric_type="ip",
         nb_cores=threads,
         verbose=30,
     )
     space: Any = faiss.ParameterSpace()
-    space.initialize(index)
-    tunable = {space.parameter_ranges.at(i).name for i in range(space.parameter_ranges.size())}
-    if "efSearch" in tunable or isinstance(faiss.downcast_index(index), faiss.IndexHNSW):
-        settings = [f"efSearch={ef}" for ef in (16, 32, 64, 128, 256, 512, 1024)]
+    key = infos["index_key"]
+    if "IVF" not in key:
+        settings = [f"efSearch={ef}" for ef in EFFORTS]
     else:
-        settings = [f"nprobe={n}" for n in (4, 16, 64, 256, 1024)]
-        if "ht" in tunable:
-            settings = [f"{setting},ht=2048" for setting in settings]
-        if "k_factor_rf" in tunable:
+        # As autofaiss itself combines them (indices/index_utils.py): the walk for the lists twice as long as they are many.
+        settings = [f"nprobe={n}" + (f",efSearch={2 * n}" if "HNSW" in key else "") for n in (4, 8, *EFFORTS)]
+        settings = [f"{setting},ht=2048" if "PQ" in key and "x4" not in key else setting for setting in settings]
+        if "RFlat" in key or "Refine" in key:
             settings = [f"{setting},k_factor_rf={k}" for setting in settings for k in (8, 32)]
 
     def points() -> Iterator[tuple[str, int, Search]]:
@@ -128,11 +132,7 @@ def autofaiss(vectors: Any, folder: Path, threads: int, budget: float | None) ->
             space.set_index_parameters(index, setting)
             for used in (1, threads):
                 faiss.omp_set_num_threads(used)
-                yield (
-                    f"{type(faiss.downcast_index(index)).__name__}, {setting}",
-                    used,
-                    lambda queries: index.search(queries, TOP)[1],
-                )
+                yield f"{key}; {setting}", used, lambda queries: index.search(queries, TOP)[1]
 
     return size_of(folder / "index"), points()
 
