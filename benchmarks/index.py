@@ -12,7 +12,9 @@ found within a minute.
 million short texts. Beyond them each vector is one of those with noise, at a cosine of 0.8 to it in the mean: near-duplicates,
 as repins are, which makes ten million rows of a million and is no easier than as many texts would be: the ten nearest are
 hard to tell apart. The job runs through spark-submit as Airflow submits it, from start-up to exit: it tries the recipes,
-trains, fills, merges and measures. Memory is the largest sum of PSS of its process tree.
+trains, fills, merges and measures. It runs in a control group that has 8 GB of memory, the files that the kernel caches for it
+among them, and would be killed beyond. Where no control group can be made, the largest sum of PSS of its process tree counts,
+which is printed anyway: it has mapped files in it, which the kernel drops where memory is short.
 
 Then the release is opened as a reader opens it, and asked with 500 vectors that it does not hold, made in the same way.
 Recall@10 is against exact search over the tables. Selections are by a hash of the pin id, which tells nothing of what a pin
@@ -48,7 +50,7 @@ import numpy as np
 from benchmarks.index_lake import RUN, noisy, table_vectors, write_lake, write_night
 from benchmarks.machine import describe_machine, machine_line
 from benchmarks.results_of import Verdict, keep
-from benchmarks.spark import pss_bytes, submit
+from benchmarks.spark import group_peak_bytes, memory_group, pss_bytes, submit
 from benchmarks.texts import WANTED, read_texts_file, text_vectors
 from embedding.cli import format_table
 from embedding.contracts import EMBEDDING_DIM
@@ -145,10 +147,7 @@ def ask(release: Release, queries_QD: Floats, truth: Truth, among: str, selectio
 
 
 def follow(lake: Lake, release: Release, texts_ND: Floats, texts: Sequence[str], rows: int) -> dict[str, Any]:
-    """A reader that follows the lake, and a night that is committed meanwhile: how soon it is found.
-
-    The night's exact search of its own vectors says what must be found.
-    """
+    """A reader that follows the lake, and a night that is committed meanwhile: how soon its pins find themselves."""
     manifest = release.manifest
     check = Check(manifest_sha256(lake, manifest.release_id), [], manifest.recall_at_10, QUERIES, manifest.built_at)
     write_check(lake, manifest.release_id, check)
@@ -224,13 +223,15 @@ def plan(rows: int, measured: dict[str, Any], host: Host, qps: float) -> dict[st
 
 
 def measure(rows: int, folder: Path, cache: Path, heap: str) -> dict[str, Any]:
-    texts_ND, texts = text_vectors(cache, min(rows, WANTED)), read_texts_file(cache)
+    texts_ND = text_vectors(cache, min(rows, WANTED))
+    texts = read_texts_file(cache)[: len(texts_ND)]
     started = time.monotonic()
     lake, version = write_lake(folder, texts_ND, texts, rows)
     print(f"{rows:,} pins are in the tables after {time.monotonic() - started:.0f} s", flush=True)
-    texts = texts[: len(texts_ND)]
     conf = SPARK | {"spark.driver.memory": heap, "spark.local.dir": str(folder / "spark")}
-    run = submit("jobs/build_index.py", "--home", lake.home, "--run-id", RUN, "--encoder", version, conf=conf)
+    with memory_group(GOAL_BYTES) as group:
+        run = submit("jobs/build_index.py", "--home", lake.home, "--run-id", RUN, "--encoder", version, conf=conf, group=group)
+        group_bytes = group_peak_bytes(group) if group else None
     manifest = read_manifest(lake, read_candidate(lake, RUN))
     print(f"built in {run.seconds:.0f} s: {manifest.factory}, {manifest.setting}", flush=True)
     before = pss_bytes(os.getpid())
@@ -253,6 +254,7 @@ def measure(rows: int, folder: Path, cache: Path, heap: str) -> dict[str, Any]:
         "cpu_s": round(run.cpu_s, 1),
         "peak_bytes": run.peak_bytes,
         "peak_unmapped_bytes": run.peak_unmapped_bytes,
+        "group_peak_bytes": group_bytes,
         "factory": manifest.factory,
         "setting": str(manifest.setting),
         "why": manifest.choice.why if manifest.choice else "",
@@ -272,8 +274,12 @@ def measure(rows: int, folder: Path, cache: Path, heap: str) -> dict[str, Any]:
 
 def judge(figures: dict[str, Any]) -> list[Verdict]:
     answers = {answer["among"]: answer for answer in figures["answers"]}
-    peak = figures["peak_bytes"] / 1e9
-    verdicts = [Verdict(f"built within {GOAL_BYTES / 1e9:g} GB: {peak:.1f} GB", figures["peak_bytes"] <= GOAL_BYTES)]
+    peak, goal = figures["peak_bytes"] / 1e9, f"built within {GOAL_BYTES / 1e9:g} GB"
+    if grouped := figures["group_peak_bytes"]:
+        said = f"{goal}, the limit of its control group: {grouped / 1e9:.1f} GB with cached files"
+        verdicts = [Verdict(said, grouped <= GOAL_BYTES)]
+    else:
+        verdicts = [Verdict(f"{goal}: {peak:.1f} GB (no control group could be made)", figures["peak_bytes"] <= GOAL_BYTES)]
     for name in ("all pins", *SHARES, ALIKE):
         recall = answers[name]["recall_at_10"]
         verdicts.append(
@@ -294,7 +300,7 @@ def describe(figures: dict[str, Any], verdicts: Sequence[Verdict]) -> str:
         ("time, start-up to exit", f"{figures['seconds']:,.0f} s, {figures['cpu_s']:,.0f} s of CPU"),
         (
             "peak memory, all processes",
-            f"{figures['peak_bytes'] / 1e9:.2f} GB; {figures['peak_unmapped_bytes'] / 1e9:.2f} GB but for mapped files",
+            f"{figures['peak_bytes'] / 1e9:.2f} GB (PSS); {figures['peak_unmapped_bytes'] / 1e9:.2f} GB but for mapped files",
         ),
         (
             "size",

@@ -44,11 +44,14 @@ def all_vectors(texts_ND: Floats, rows: int) -> Iterator[tuple[Floats, Ids]]:
 
 
 def write_lake(folder: Path, texts_ND: Floats, texts: Sequence[str], rows: int) -> tuple[Lake, str]:
-    """A lake of one night of so many pins, and its encoder's version. A pin's title is the text of its vector, or near it."""
+    """A lake of one night of so many pins, and its encoder's version. `texts` are those of the vectors, in their order.
+
+    A pin's title is the text of its vector, or of the one that it is near to.
+    """
     lake = Lake(str(folder / "lake"))
     version = str(add_encoder(lake, DEFAULT_CONFIG))
     lake.create_all()
-    write_night(lake, version, DS, all_vectors(texts_ND, rows), texts[: len(texts_ND)])
+    write_night(lake, version, DS, all_vectors(texts_ND, rows), texts)
     return lake, version
 
 

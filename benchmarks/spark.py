@@ -10,7 +10,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,18 +42,19 @@ def submit(
     master: str = "local[2]",
     conf: Mapping[str, str] | None = None,
     environment: Mapping[str, str] | None = None,
+    group: Path | None = None,
 ) -> Run:
     """Runs `program` (a path within the repository) through spark-submit, by this Python, from start-up to exit.
 
-    conf: properties over the laptop's. Raises ProgramFailedError.
+    conf: properties over the laptop's. group: as `memory_group` gives it. Raises ProgramFailedError.
     """
     properties = LAPTOP_SPARK_CONF | dict(conf or {})
     settings = [part for name, value in properties.items() for part in ("--conf", f"{name}={value}")]
     submit_script = str(Path(sys.executable).parent / "spark-submit")
-    return run([submit_script, "--master", master, *settings, str(REPO / program), *args], environment=environment)
+    return run([submit_script, "--master", master, *settings, str(REPO / program), *args], environment=environment, group=group)
 
 
-def run(command: Sequence[str], *, environment: Mapping[str, str] | None = None) -> Run:
+def run(command: Sequence[str], *, environment: Mapping[str, str] | None = None, group: Path | None = None) -> Run:
     """Runs a command with the environment that Spark's programs need here. Raises ProgramFailedError."""
     env = os.environ | {
         "PYSPARK_PYTHON": sys.executable,
@@ -62,6 +64,8 @@ def run(command: Sequence[str], *, environment: Mapping[str, str] | None = None)
         "PYTHONPATH": os.pathsep.join(filter(None, [str(REPO), os.environ.get("PYTHONPATH")])),
         **(environment or {}),
     }
+    if group:
+        command = ["sh", "-c", 'echo $$ > "$0" && exec "$@"', str(group / "cgroup.procs"), *command]
     started = time.monotonic()
     process = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     with ProcessTree(process.pid) as tree:
@@ -70,6 +74,39 @@ def run(command: Sequence[str], *, environment: Mapping[str, str] | None = None)
     if process.returncode:
         raise ProgramFailedError(f"{' '.join(command)}: exit status {process.returncode}\n{output[-4000:]}")
     return Run(seconds, tree.cpu_s, tree.peak_bytes, output, tree.peak_unmapped_bytes)
+
+
+@contextmanager
+def memory_group(limit_bytes: int) -> Iterator[Path | None]:
+    """A control group (Linux) whose processes together get so much memory, cached files among it: the kernel first drops what
+    it can read again, then kills. None where this user may not make one."""
+    group = None
+    for root, files in (
+        (Path("/sys/fs/cgroup/memory"), {"memory.limit_in_bytes": limit_bytes, "memory.memsw.limit_in_bytes": limit_bytes}),
+        (Path("/sys/fs/cgroup"), {"memory.max": limit_bytes, "memory.swap.max": 0}),
+    ):
+        made = root / f"pinlake-{os.getpid()}"
+        if group is None and (root / "cgroup.procs").is_file():
+            with suppress(OSError):
+                made.mkdir()
+                for name, value in files.items():
+                    (made / name).write_text(str(value))
+                group = made
+    try:
+        yield group
+    finally:
+        if group:
+            for _ in range(100):  # the last of its processes may still be ending
+                with suppress(OSError):
+                    group.rmdir()
+                    break
+                time.sleep(0.1)
+
+
+def group_peak_bytes(group: Path) -> int:
+    """The most that the processes of a control group had at once."""
+    file = next(group / name for name in ("memory.max_usage_in_bytes", "memory.peak") if (group / name).is_file())
+    return int(file.read_text())
 
 
 class ProcessTree:

@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.fs as pafs
@@ -44,7 +45,10 @@ class Written:
 def merge_shards(
     spark: SparkSession, layout: Layout, pieces: Sequence[int], trained: bytes, work_uri: str, release: str
 ) -> tuple[Written, list[Shard]]:
-    """Each task merges the pieces of one shard. `pieces` are the numbers of those that were filled."""
+    """Merges the pieces of each shard; `pieces` are the numbers of those that were filled.
+
+    A task an executor, one shard after the other: a merge fills memory and disk, and leaves the cores idle.
+    """
     piece_numbers = sorted(pieces)
 
     def merge(batches: ArrowRows) -> ArrowRows:
@@ -58,8 +62,14 @@ def merge_shards(
                     rows = merge_pieces(trained, paths, index, ids)
                     yield uploaded(number, rows, [index, ids], release)
 
-    written = collected(map_arrow(spark.range(0, layout.shards, 1, layout.shards), merge, WRITTEN))
+    written = collected(map_arrow(spark.range(0, layout.shards, 1, min(layout.shards, _executors(spark))), merge, WRITTEN))
     return written, [Shard(number, written.rows[number]) for number in range(layout.shards)]
+
+
+def _executors(spark: SparkSession) -> int:
+    """How many executors there are now; 1 where driver and executor are one process."""
+    known: Any = spark.sparkContext._jsc
+    return max(1, int(known.sc().getExecutorMemoryStatus().size()) - 1)
 
 
 def write_attributes(pins: DataFrame, tasks: int, release: str) -> Written:

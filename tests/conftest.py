@@ -9,7 +9,7 @@ import pickle
 import re
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -57,6 +57,14 @@ def made_once(tmp_path_factory: pytest.TempPathFactory, name: str, make: Callabl
             done.write_bytes(pickle.dumps(make(folder)))
     made: T = pickle.loads(done.read_bytes())
     return made
+
+
+@pytest.fixture(scope="session", autouse=True)
+def short_looks() -> Iterator[None]:
+    """Sweeps of an index look at each setting once: tests assert recalls and orders, not seconds."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("embedding.index.tuning._MEASURE_S", 0.0)
+        yield
 
 
 @pytest.fixture(scope="session")

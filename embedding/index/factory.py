@@ -36,6 +36,7 @@ _faiss: Any = faiss
 _PREFIX = re.compile(r"Prefix(\d+),(.*),Refine\(([^)]*)\)")
 _ROTATION_POINTS = 50_000
 _BY_COSINE = 4
+_DECODED_AT_ONCE = 16_384
 _BALANCED = "Balanced,"
 _LISTS = re.compile(r"\bIVF(\d+)")
 
@@ -209,6 +210,45 @@ def search(
     wider = replace(setting, k_factor=max(1, setting.k_factor * k // more))
     _, rows = index.search(queries_QD, more, params=_parameters(index, wider, selector))
     return _by_cosine(fine, _turned(index, queries_QD), rows, k)
+
+
+def search_lists(
+    index: Any, queries_QD: Floats, k: int, lists: tuple[Ids, Floats], selector: faiss.IDSelector
+) -> tuple[Floats, Ids]:
+    """`search` in each query's own inverted lists (Q, P), -1 for none, with their centroids' scores; without refinement."""
+    ivf, queries_QE = inner_ivf(index, queries_QD)
+    queries_QE = np.ascontiguousarray(queries_QE)
+    numbers, scores = (np.ascontiguousarray(array) for array in lists)
+    found = np.empty((len(queries_QE), k), np.float32), np.empty((len(queries_QE), k), np.int64)
+    at = [_faiss.swig_ptr(array) for array in (queries_QE, numbers, scores, *found)]
+    # FAISS's own Python wrapper of this function takes no parameters.
+    parameters = _faiss.SearchParametersIVF(nprobe=numbers.shape[1], sel=selector)
+    ivf.search_preassigned_c(len(queries_QE), at[0], k, *at[1:], False, parameters)
+    return found
+
+
+def refined_scores(index: Any, queries_QD: Floats, asked: Ids, rows: Ids) -> Floats:
+    """Cosines (N,) of pairs: the number of a query, and a row as the refinement of an index keeps it."""
+    fine, turned_QD = refinement_of(index), _turned(faiss.downcast_index(index), queries_QD)
+    cosines = np.empty(len(rows), np.float32)
+    for start in range(0, len(rows), _DECODED_AT_ONCE):
+        some = slice(start, start + _DECODED_AT_ONCE)
+        cosines[some] = np.einsum("nd,nd->n", reconstruct(fine, rows[some]), turned_QD[asked[some]])
+    return cosines
+
+
+def inner_ivf(index: Any, queries_QD: Floats | None = None) -> tuple[Any, Any]:
+    """The inverted lists within an index, and the queries as they see them. Raises ValueError where there are none."""
+    inner: Any = faiss.downcast_index(index)
+    while not isinstance(inner, faiss.IndexIVF):
+        if isinstance(inner, faiss.IndexRefine):
+            inner = faiss.downcast_index(inner.base_index)
+        elif isinstance(inner, faiss.IndexPreTransform):
+            queries_QD = None if queries_QD is None else _turned(inner, queries_QD)
+            inner = faiss.downcast_index(inner.index)
+        else:
+            raise ValueError(f"{type(inner).__name__} has no inverted lists")
+    return inner, queries_QD
 
 
 def _turned(index: Any, vectors_ND: Floats) -> Floats:

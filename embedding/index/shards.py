@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,30 +16,45 @@ import faiss
 import numpy as np
 
 from embedding.index.build import Shard
-from embedding.index.factory import SearchSetting, open_file, reconstruct, search
+from embedding.index.factory import (
+    SearchSetting,
+    open_file,
+    reconstruct,
+    refined_scores,
+    refinement_of,
+    search,
+    search_lists,
+)
+from embedding.index.lists import Lists, rows_to_see
 from embedding.index.recall import Floats, Ids, merge_top_k, merged_top_k
 
-EXACT_BELOW = 10_000
-"""Selections of at most so many pins are compared one by one: exact, and faster than an index that skips nearly all it sees."""
+COMPARED_BELOW = 100_000
+"""Selections of at most so many pins are compared one by one: as good as exact, whatever they are alike in, and about as fast
+as an index of which nearly nothing counts."""
+AS_THEY_ARE_BELOW = 10_000
+"""Of so few, vectors are kept as float32 (10 MB), of more as float16 (51 MB at most)."""
 TUNED_FOR = 11
 """Results that a setting was tuned for: ten, and the query itself. A refinement compares a multiple of what is asked for, so a
 search for less would look at less, and find other pins than the first of the ten."""
 THOROUGH_AT_MOST = 16
-"""A search among a share of the pins visits more lists, because fewer of the near ones count; at most so many times."""
+"""A walk over a graph among a share of the pins is longer, since it passes what does not count; at most so many times."""
+_DECODED_AT_ONCE = 16_384
 
 
 @dataclass(frozen=True)
 class RowSelection:
     """Pins that a search is confined to, by their rows in each shard (ascending), and the share that they are of all.
 
-    decoded: The vectors of a small selection, kept by its first search: decoding ten thousand takes 20 ms, comparing them one.
-    bitmaps: Of a larger one, a bit for each row of each shard, kept likewise.
+    What its first search finds out is kept with it:
+
+    compared: An index of the vectors of a small selection, and their pins' ids: decoding takes longer than comparing.
+    picked: Of a larger one, a bit for each row of each shard, and how many of its rows each inverted list holds, if any.
     """
 
     rows: tuple[Ids, ...]
     share: float
-    decoded: list[Floats] = field(default_factory=list, compare=False, repr=False)
-    bitmaps: list[list[faiss.IDSelector]] = field(default_factory=list, compare=False, repr=False)
+    compared: list[tuple[faiss.Index, Ids]] = field(default_factory=list, compare=False, repr=False)
+    picked: list[tuple[list[faiss.IDSelector], Ids]] = field(default_factory=list, compare=False, repr=False)
 
     def __len__(self) -> int:
         return sum(map(len, self.rows))
@@ -52,6 +68,8 @@ class Shards:
         self._indexes: list[Any] = list(indexes)
         self._ids = list(ids)
         self._first_ids = np.array([ids[0] if len(ids) else 0 for ids in self._ids], np.int64)
+        self._first_rows = np.cumsum([0, *map(len, self._ids)])[:-1]
+        self._listed = faiss.try_extract_index_ivf(self._indexes[0]) is not None
 
     @classmethod
     def open(cls, folder: Path, shards: Sequence[Shard]) -> Shards:
@@ -75,30 +93,82 @@ class Shards:
         self, queries_QD: Floats, k: int, setting: SearchSetting, among: RowSelection | None = None
     ) -> tuple[Floats, Ids]:
         """Scores (Q, k) and pin ids (Q, k), best first; id -1 where there are fewer than k."""
-        if among is not None and len(among) <= EXACT_BELOW:
+        if among is not None and len(among) <= COMPARED_BELOW:
             return self._compare(queries_QD, k, among)
-        selectors: list[faiss.IDSelector | None] = [None] * len(self._indexes)
+        wanted = max(k, TUNED_FOR)
+        if among is None or not self._listed:
+            scores, pins = self._search_each(queries_QD, wanted, setting, among)
+        else:
+            scores, pins = self._search_lists(queries_QD, wanted, setting, among)
+        return scores[:, :k], pins[:, :k]
+
+    def _search_each(
+        self, queries_QD: Floats, k: int, setting: SearchSetting, among: RowSelection | None
+    ) -> tuple[Floats, Ids]:
+        """Each shard as an index of its own."""
+        bitmaps: Sequence[faiss.IDSelector | None] = [None] * len(self._indexes)
         if among is not None:
-            setting = thorough(setting, among.share)
-            if not among.bitmaps:
-                among.bitmaps.append([_bitmap(rows, len(ids)) for rows, ids in zip(among.rows, self._ids, strict=True)])
-            selectors = list(among.bitmaps[0])
-        parts, asked = [], max(k, TUNED_FOR)
-        for index, ids, selector in zip(self._indexes, self._ids, selectors, strict=True):
-            scores, rows = search(index, queries_QD, asked, setting, selector)
-            parts.append((scores, np.where(rows >= 0, ids[np.maximum(rows, 0)], -1)))
-        scores, found = parts[0] if len(parts) == 1 else merged_top_k(parts, k)
-        return scores[:, :k], found[:, :k]
+            bitmaps, _ = self._picked(among)
+            longer = min(1 / max(among.share, 1e-6), THOROUGH_AT_MOST)
+            setting = replace(setting, ef_search=math.ceil(setting.ef_search * longer))
+        found = [search(index, queries_QD, k, setting, of) for index, of in zip(self._indexes, bitmaps, strict=True)]
+        parts = [(scores, self._pins(np.full_like(rows, number), rows)) for number, (scores, rows) in enumerate(found)]
+        return parts[0] if len(parts) == 1 else merged_top_k(parts, k)
+
+    def _search_lists(self, queries_QD: Floats, k: int, setting: SearchSetting, among: RowSelection) -> tuple[Floats, Ids]:
+        """The same inverted lists of all shards, as many as hold enough of a selection; what they find is refined together."""
+        bitmaps, counts_C = self._picked(among)
+        lists = self._lists.nearest(queries_QD, counts_C, rows_to_see(setting, self._lists.count, len(self), among.share))
+        refined = refinement_of(self._indexes[0]) is not None
+        wide = k * max(1, setting.k_factor) if refined else k
+        found = []
+        for number, index in enumerate(self._indexes):
+            scores, rows = search_lists(index, queries_QD, wide, lists, bitmaps[number])
+            found.append((scores, np.where(rows >= 0, rows + self._first_rows[number], -1)))
+        scores, numbers = merged_top_k(found, wide)
+        shard_of = np.searchsorted(self._first_rows, numbers, side="right") - 1
+        rows = numbers - self._first_rows[shard_of]
+        if refined:
+            for number, index in enumerate(self._indexes):
+                here = (shard_of == number) & (numbers >= 0)
+                scores[here] = refined_scores(index, queries_QD, np.nonzero(here)[0], rows[here])
+        return merge_top_k(scores, np.where(numbers >= 0, self._pins(shard_of, rows), -1), k)
+
+    def _pins(self, shard_of: Ids, rows: Ids) -> Ids:
+        """The pin ids of rows of shards; -1 for a row of -1."""
+        pins = np.full(rows.shape, -1, np.int64)
+        for number, ids in enumerate(self._ids):
+            here = (shard_of == number) & (rows >= 0)
+            pins[here] = ids[rows[here]]
+        return pins
+
+    def _picked(self, among: RowSelection) -> tuple[list[faiss.IDSelector], Ids]:
+        if not among.picked:
+            bitmaps = [_bitmap(rows, len(ids)) for rows, ids in zip(among.rows, self._ids, strict=True)]
+            among.picked.append((bitmaps, self._lists.counts(among.rows) if self._listed else np.empty(0, np.int64)))
+        return among.picked[0]
+
+    @cached_property
+    def _lists(self) -> Lists:
+        """The inverted lists, read when a search among a selection first needs them."""
+        return Lists(self._indexes)
 
     def _compare(self, queries_QD: Floats, k: int, among: RowSelection) -> tuple[Floats, Ids]:
         """Exhaustive comparison with a small selection."""
-        if not among.decoded:
-            pairs = zip(self._indexes, among.rows, strict=True)
-            among.decoded.append(np.concatenate([reconstruct(index, rows) for index, rows in pairs]))
-        vectors_ND = among.decoded[0]
-        ids = np.concatenate([ids[rows] for ids, rows in zip(self._ids, among.rows, strict=True)])
-        scores_QN = (queries_QD @ vectors_ND.T).astype(np.float32)
-        return merge_top_k(scores_QN, np.broadcast_to(ids, scores_QN.shape), k)
+        if not among.compared:
+            dim = self._indexes[0].d
+            kind = faiss.ScalarQuantizer.QT_fp16 if len(among) > AS_THEY_ARE_BELOW else None
+            metric = faiss.METRIC_INNER_PRODUCT
+            vectors: Any = faiss.IndexFlatIP(dim) if kind is None else faiss.IndexScalarQuantizer(dim, kind, metric)
+            for index, rows in zip(self._indexes, among.rows, strict=True):
+                for start in range(0, len(rows), _DECODED_AT_ONCE):
+                    vectors.add(reconstruct(index, rows[start : start + _DECODED_AT_ONCE]))
+            among.compared.append(
+                (vectors, np.concatenate([ids[rows] for ids, rows in zip(self._ids, among.rows, strict=True)]))
+            )
+        vectors, ids = among.compared[0]
+        scores, places = vectors.search(queries_QD, k)
+        return scores, np.where(places >= 0, ids[np.maximum(places, 0)], -1) if len(ids) else np.full_like(places, -1)
 
     def places(self, pin_ids: Ids) -> tuple[Ids, Ids]:
         """(shard, row) of each pin; shard -1 for one that is not here."""
@@ -127,16 +197,6 @@ class Shards:
         for number in np.unique(shard_of):
             vectors[shard_of == number] = reconstruct(self._indexes[number], rows[shard_of == number])
         return vectors
-
-
-def thorough(setting: SearchSetting, share: float) -> SearchSetting:
-    """The setting for a search among a share of the pins.
-
-    With a share s of the pins, the k nearest of them lie as far as the k/s nearest of all. The lists visited grow with the
-    root of 1/s, a graph's walk with 1/s itself, since it also passes what does not count.
-    """
-    factor = min(1 / max(share, 1e-6), THOROUGH_AT_MOST)
-    return SearchSetting(math.ceil(setting.nprobe * math.sqrt(factor)), setting.k_factor, math.ceil(setting.ef_search * factor))
 
 
 def _bitmap(rows: Ids, count: int) -> faiss.IDSelector:

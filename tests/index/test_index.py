@@ -36,11 +36,12 @@ from embedding.index.release import (
     write_check,
 )
 from embedding.index.retention import abandoned_folders, superseded_releases
+from embedding.index.shards import RowSelection, Shards
 from embedding.index.tuning import TOP, OneIndex, Wanted, best_point, candidates, choose, sweep, try_recipe
 from embedding.tables import storage
 from embedding.tables.lake import Lake
 from jobs.publish_index import clean_up
-from tests.small_release import build_release, unit_vectors
+from tests.small_release import build_release, unit_vectors, write_shards
 
 DIM = 32
 VERSION = "test-0123456789ab"
@@ -86,7 +87,7 @@ FACTORIES = [
     "IVF32,Flat",
     "IVF32,SQ8",
     "IVF32_HNSW32,PQ16x4fs,Refine(SQ8)",
-    "RR32,IVF32,RaBitQfs4",
+    "RR32,IVF32,RaBitQfs,Refine(PQ32np)",
     "RR32,IVF32,RaBitQfs,Refine(SQ8)",
     "Prefix16,IVF32,PQ8x4fs,Refine(SQfp16)",
     "Balanced,IVF32,PQ16x4fs,Refine(PQ32)",
@@ -142,6 +143,32 @@ def test_a_search_among_some_pins_finds_their_nearest_and_no_other(lake: Lake) -
     _, alone = release.search(queries, 10, release.select(tag="rare"))
     assert (alone[:, 0] == ids[8]).all() and (alone[:, 1:] == -1).all()
     assert (release.search(queries, 10, release.select(tag="no such tag"))[1] == -1).all()
+
+
+@pytest.mark.parametrize("compared_below", [0, 100_000])
+@pytest.mark.parametrize(
+    "factory",
+    ["IVF64,SQ8", "IVF64,PQ16x4fs,Refine(SQfp16)", "RR32,IVF64,RaBitQfs,Refine(SQ8)", "Prefix16,IVF64,PQ8x4fs,Refine(SQ8)"],
+)
+def test_a_selection_is_searched_as_well_as_all_pins_though_it_lies_far_from_the_query(
+    tmp_path: Path, factory: str, compared_below: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("embedding.index.shards.COMPARED_BELOW", compared_below)
+    rows = 24_000
+    vectors, ids = unit_vectors(rows, DIM), ids_of(rows)
+    queries, setting = vectors[:100], SearchSetting(nprobe=8, k_factor=8)
+    shards = Shards.open(tmp_path, write_shards(tmp_path, factory, vectors, ids, 3))
+
+    def recall(mine: Ids, among: RowSelection | None) -> float:
+        _, found = shards.search(queries, 10, setting, among)
+        assert np.isin(found, ids[mine]).all()
+        near = exact_top_k(queries, [(vectors[mine], ids[mine])], 100)
+        return Truth.of(*near, np.full(len(queries), -1), 10).recall(found)
+
+    of_all = recall(np.arange(rows), None)
+    alike, anywhere = np.sort(np.argsort(vectors @ vectors[5_000])[-rows // 6 :]), np.arange(0, rows, 6)
+    for mine in (alike, anywhere):
+        assert recall(mine, shards.select(ids[mine])) >= of_all - 0.02
 
 
 def test_removed_pins_are_found_by_nothing(lake: Lake) -> None:

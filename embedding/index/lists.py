@@ -1,0 +1,79 @@
+"""Which inverted lists a search among some of the pins visits: the nearest ones that hold enough of those pins.
+
+A search over all pins visits a fixed number of lists, tuned on how many hold the neighbours. Among a selection that number says
+nothing: the selected pins may be one in a hundred everywhere, or all in a few lists far from the query. What is known is how
+many selected rows each list holds, so a query goes through the lists in the order of their centroids until it has seen enough
+of them, however far that is.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import faiss
+import numpy as np
+from numpy.typing import NDArray
+
+from embedding.index.factory import SearchSetting, inner_ivf
+from embedding.index.recall import Floats, Ids
+
+FEWER_SEEN = 0.25
+"""With a share s of the pins, so many rows are seen as by a search over all, times s to this power. Were it 0, as many; were it
+1, as many lists. (docs/decisions/0010-recipes-chosen-by-trying.md has the figures.)"""
+
+
+class Lists:
+    """The inverted lists of shards that were trained as one: their centroids, and the list of each row."""
+
+    def __init__(self, indexes: Sequence[faiss.Index]):
+        """Reads the row numbers of all lists. Memory: four bytes a row. Raises ValueError where an index has no lists."""
+        self._first: Any = indexes[0]
+        ivf, _ = inner_ivf(self._first)
+        self.count = int(ivf.nlist)
+        self._centroids_CE: Floats = ivf.quantizer.reconstruct_n(0, self.count)
+        self._list_of: list[NDArray[np.int32]] = [_list_of_rows(index) for index in indexes]
+
+    def counts(self, rows: Sequence[Ids]) -> Ids:
+        """How many of the rows, given by shard, each list holds; (C,)."""
+        pairs = zip(self._list_of, rows, strict=True)
+        held: Ids = np.sum([np.bincount(of[some], minlength=self.count) for of, some in pairs], axis=0, dtype=np.int64)
+        return held
+
+    def nearest(self, queries_QD: Floats, counts_C: Ids, enough: int) -> tuple[Ids, Floats]:
+        """Lists (Q, P), nearest first, that together hold `enough` rows or all there are, and their centroids' scores.
+
+        -1 fills the rows of queries that need fewer lists than others.
+        """
+        _, turned_QE = inner_ivf(self._first, queries_QD)
+        held = np.flatnonzero(counts_C)
+        scores_QC = turned_QE @ self._centroids_CE[held].T
+        order_QC = np.argsort(-scores_QC, axis=1)
+        counts_QC = counts_C[held][order_QC]
+        seen_before_QC = np.cumsum(counts_QC, axis=1) - counts_QC
+        visited_QC = seen_before_QC < enough
+        most = max(1, int(visited_QC.sum(axis=1).max(initial=0)))
+        order_QP, visited_QP = order_QC[:, :most], visited_QC[:, :most]
+        scores_QP = np.where(visited_QP, np.take_along_axis(scores_QC, order_QP, 1), 0).astype(np.float32)
+        return np.where(visited_QP, held[order_QP], -1).astype(np.int64), scores_QP
+
+
+def rows_to_see(setting: SearchSetting, lists: int, rows: int, share: float) -> int:
+    """How many rows of a share of the pins a query sees, with a setting that was tuned on all pins, `rows` of them."""
+    return max(1, round(min(1.0, max(setting.nprobe, 1) / lists) * rows * math.pow(share, FEWER_SEEN)))
+
+
+def _list_of_rows(index: faiss.Index) -> NDArray[np.int32]:
+    ivf, _ = inner_ivf(index)
+    list_of = np.empty(int(index.ntotal), np.int32)
+    stored: Any = ivf.invlists
+    for number in range(int(ivf.nlist)):
+        size = int(stored.list_size(number))
+        if size:
+            ids = stored.get_ids(number)
+            try:
+                list_of[faiss.rev_swig_ptr(ids, size)] = number
+            finally:
+                stored.release_ids(number, ids)
+    return list_of
