@@ -37,6 +37,7 @@ from embedding.index.release import (
     release_uri,
     write_candidate,
 )
+from embedding.index.selections import tune_selections
 from embedding.index.tuning import (
     RECALL_GOAL,
     TOP,
@@ -136,7 +137,9 @@ def build(
     truth = Truth.of(*near, queries.pin_ids, TOP)
     with opened_shards(root, shards) as opened:
         points = sweep(opened, choice.factory, queries.vectors, truth, wanted_of(args))
-    point = best_point(points, args.recall_goal)
+        point = best_point(points, args.recall_goal)
+        with omp_threads(args.threads):
+            selections = tune_selections(opened, queries.vectors, queries.pin_ids, near, point.setting, args.recall_goal)
     manifest = Manifest(
         release_id=release_id,
         ds=state.days[-1],
@@ -155,6 +158,7 @@ def build(
         files=files,
         shards=shards,
         sweep=points,
+        selections=selections,
         choice=choice,
     )
     storage.write_atomic(f"{root}/{MANIFEST}", manifest.to_json())

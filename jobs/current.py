@@ -31,8 +31,9 @@ ROW_KEY = ["pin_id", "ds", "source_sha256"]
 NEAR = pa.schema([("scores", pa.binary()), ("ids", pa.binary())])
 """A part of an exact search's result: scores and ids (Q, TIES_KNOWN)."""
 _MERGERS = 4
-TIES_KNOWN = 100
-"""Neighbours that an exact search keeps a query: more than ten, so that ties for the tenth place are known."""
+TIES_KNOWN = 300
+"""Neighbours that an exact search keeps a query: more than ten, so that ties for the tenth place are known, and so that ten of
+them are among a tenth of the pins."""
 
 
 @dataclass(frozen=True)

@@ -3,13 +3,15 @@
 A search over all pins visits a fixed number of lists, tuned on how many hold the neighbours. Among a selection that number says
 nothing: the selected pins may be one in a hundred everywhere, or all in a few lists far from the query. What is known is how
 many selected rows each list holds, so a query goes through the lists in the order of their centroids until it has seen enough
-of them, however far that is.
+of them, however far that is. How many are enough a build measures on the finished index (embedding/index/selections.py).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import faiss
@@ -20,8 +22,24 @@ from embedding.index.factory import SearchSetting, inner_ivf
 from embedding.index.recall import Floats, Ids
 
 FEWER_SEEN = 0.25
-"""With a share s of the pins, so many rows are seen as by a search over all, times s to this power. Were it 0, as many; were it
-1, as many lists. (docs/decisions/0010-recipes-chosen-by-trying.md has the figures.)"""
+"""Where nothing was measured: with a share s of the pins as many rows are seen as by a search over all, times s to this."""
+
+
+@dataclass(frozen=True)
+class SelectionSetting:
+    """How thoroughly a selection is searched: its rows that a query sees, and `SearchSetting.k_factor`."""
+
+    rows_seen: int
+    k_factor: int
+
+
+@dataclass(frozen=True)
+class SelectionPoint:
+    """What a release's build measured for selections of a share of the pins, with the least setting that it found enough."""
+
+    share: float
+    setting: SelectionSetting
+    recall_at_10: float
 
 
 class Lists:
@@ -59,9 +77,30 @@ class Lists:
         return np.where(visited_QP, held[order_QP], -1).astype(np.int64), scores_QP
 
 
-def rows_to_see(setting: SearchSetting, lists: int, rows: int, share: float) -> int:
-    """How many rows of a share of the pins a query sees, with a setting that was tuned on all pins, `rows` of them."""
-    return max(1, round(min(1.0, max(setting.nprobe, 1) / lists) * rows * math.pow(share, FEWER_SEEN)))
+def rows_seen_of_all(setting: SearchSetting, lists: int, rows: int) -> float:
+    """How many rows a query sees among all of them, in the mean."""
+    return min(1.0, max(setting.nprobe, 1) / lists) * rows
+
+
+def selection_setting(
+    setting: SearchSetting, of_all: float, measured: Sequence[SelectionPoint], share: float
+) -> SelectionSetting:
+    """What a selection of a share of the pins needs, where a query with `setting` sees `of_all` rows among all pins.
+
+    Between what was measured, and beyond it, the logarithm of the rows goes with that of the share.
+    """
+    if not measured:
+        return SelectionSetting(max(1, round(of_all * math.pow(share, FEWER_SEEN))), setting.k_factor)
+    known = [(1.0, max(1.0, of_all)), *((point.share, float(point.setting.rows_seen)) for point in measured)]
+    known.sort(reverse=True)
+    (share_0, rows_0), (share_1, rows_1) = next(
+        (pair for pair in pairwise(known) if pair[1][0] <= share), (known[-2], known[-1])
+    )
+    slope = (math.log(rows_1) - math.log(rows_0)) / (math.log(share_1) - math.log(share_0))
+    rows = math.exp(math.log(rows_0) + slope * (math.log(max(share, 1e-9)) - math.log(share_0)))
+    smaller = [point for point in measured if point.share <= share]
+    nearest = max(smaller, key=lambda point: point.share) if smaller else min(measured, key=lambda point: point.share)
+    return SelectionSetting(max(1, round(rows)), nearest.setting.k_factor)
 
 
 def _list_of_rows(index: faiss.Index) -> NDArray[np.int32]:

@@ -20,6 +20,7 @@ import pyarrow.fs as pafs
 
 from embedding.index.build import Shard
 from embedding.index.changes import Changes
+from embedding.index.lists import SelectionPoint
 from embedding.index.part import Criteria, Part
 from embedding.index.recall import Floats, Ids, merged_top_k
 from embedding.index.release import FORMAT, Manifest, ReleaseError, live_release_id, read_manifest, release_uri, verify_files
@@ -82,7 +83,7 @@ class Release:
             for prefix in ("pins-", "attributes-")
         )
         try:
-            with opened_shards(root, manifest.shards) as shards:
+            with opened_shards(root, manifest.shards, manifest.selections) as shards:
                 own = Part(shards, manifest.setting, pins, attributes, np.empty(0, np.int64))
         except (RuntimeError, ValueError) as error:
             raise ReleaseError(f"release {manifest.release_id} cannot be opened: {error}. Build it again.") from error
@@ -203,11 +204,11 @@ class Release:
 
 
 @contextmanager
-def opened_shards(uri: str, shards: Sequence[Shard]) -> Iterator[Shards]:
+def opened_shards(uri: str, shards: Sequence[Shard], measured: Sequence[SelectionPoint] = ()) -> Iterator[Shards]:
     """The shards of a release's folder, which may be in an object store: then of copies, which are deleted at the end."""
     names = [name for shard in shards for name in (shard.index_file, shard.ids_file)]
     with tempfile.TemporaryDirectory() as cache:
-        yield Shards.open(_local_folder(uri, names, Path(cache)), shards)
+        yield Shards.open(_local_folder(uri, names, Path(cache)), shards, measured)
 
 
 def _local_folder(uri: str, names: Sequence[str], folder: Path) -> Path:

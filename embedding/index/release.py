@@ -28,6 +28,7 @@ from typing import Any
 from embedding.contracts import LIVE_POINTER
 from embedding.index.build import Shard
 from embedding.index.factory import SearchSetting
+from embedding.index.lists import SelectionPoint, SelectionSetting
 from embedding.index.tuning import Choice, SearchPoint, Trial, Wanted
 from embedding.tables import storage
 from embedding.tables.exports import file_sha256
@@ -60,6 +61,7 @@ class Manifest:
     choice: The recipe and what was tried before it was taken; null in format 1.
     setting, recall_at_10: What reached the recall goal on the finished index.
     sweep: The settings worth having, as the build measured them.
+    selections: What searches among many of the pins need; none where there are too few pins to need it.
     """
 
     release_id: str
@@ -79,6 +81,7 @@ class Manifest:
     files: dict[str, ReleaseFile]
     shards: list[Shard] = field(default_factory=list)
     sweep: list[SearchPoint] = field(default_factory=list)
+    selections: list[SelectionPoint] = field(default_factory=list)
     choice: Choice | None = None
     format: int = FORMAT
 
@@ -108,6 +111,7 @@ class Manifest:
                 values["sweep"] = []
             values["setting"] = SearchSetting(**values["setting"])
             values["sweep"] = [_point(point) for point in values["sweep"]]
+            values["selections"] = [_selection_point(point) for point in values.get("selections", [])]
             values["shards"] = [Shard(**shard) for shard in values.get("shards", [])]
             if choice := values.get("choice"):
                 trials = [Trial(**trial | {"point": _point(trial["point"])}) for trial in choice["trials"]]
@@ -119,6 +123,10 @@ class Manifest:
 
 def _point(values: dict[str, Any]) -> SearchPoint:
     return SearchPoint(**values | {"setting": SearchSetting(**values["setting"])})
+
+
+def _selection_point(values: dict[str, Any]) -> SelectionPoint:
+    return SelectionPoint(**values | {"setting": SelectionSetting(**values["setting"])})
 
 
 def release_uri(lake: Lake, release_id: str) -> str:

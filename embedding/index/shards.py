@@ -25,7 +25,7 @@ from embedding.index.factory import (
     search,
     search_lists,
 )
-from embedding.index.lists import Lists, rows_to_see
+from embedding.index.lists import Lists, SelectionPoint, SelectionSetting, rows_seen_of_all, selection_setting
 from embedding.index.recall import Floats, Ids, merge_top_k, merged_top_k
 
 COMPARED_BELOW = 100_000
@@ -63,23 +63,27 @@ class RowSelection:
 class Shards:
     """The index of a release: shards in the order of their pin ids."""
 
-    def __init__(self, indexes: Sequence[faiss.Index], ids: Sequence[Ids]):
-        """Row i of an index is the i-th of its ids, which ascend from the first of one index to the last of the last."""
+    def __init__(self, indexes: Sequence[faiss.Index], ids: Sequence[Ids], measured: Sequence[SelectionPoint] = ()):
+        """Row i of an index is the i-th of its ids, which ascend from the first of one index to the last of the last.
+
+        measured: What searches among selections were found to need when the release was built.
+        """
+        self._measured = tuple(measured)
         self._indexes: list[Any] = list(indexes)
         self._ids = list(ids)
         self._first_ids = np.array([ids[0] if len(ids) else 0 for ids in self._ids], np.int64)
         self._first_rows = np.cumsum([0, *map(len, self._ids)])[:-1]
-        self._listed = faiss.try_extract_index_ivf(self._indexes[0]) is not None
+        self.listed = faiss.try_extract_index_ivf(self._indexes[0]) is not None
 
     @classmethod
-    def open(cls, folder: Path, shards: Sequence[Shard]) -> Shards:
+    def open(cls, folder: Path, shards: Sequence[Shard], measured: Sequence[SelectionPoint] = ()) -> Shards:
         """Of the files of a folder; the large ones are mapped, not read. Raises ValueError where index and ids disagree."""
         indexes = [open_file(folder / shard.index_file) for shard in shards]
         all_ids: list[Ids] = [np.load(folder / shard.ids_file, mmap_mode="r", allow_pickle=False) for shard in shards]
         for shard, index, ids in zip(shards, indexes, all_ids, strict=True):
             if not index.ntotal == len(ids) == shard.rows:
                 raise ValueError(f"{shard.index_file} has {index.ntotal} rows, {len(ids)} ids; the manifest says {shard.rows}")
-        return cls(indexes, all_ids)
+        return cls(indexes, all_ids, measured)
 
     def __len__(self) -> int:
         return sum(map(len, self._ids))
@@ -90,16 +94,24 @@ class Shards:
         return np.concatenate([np.asarray(ids) for ids in self._ids])
 
     def search(
-        self, queries_QD: Floats, k: int, setting: SearchSetting, among: RowSelection | None = None
+        self,
+        queries_QD: Floats,
+        k: int,
+        setting: SearchSetting,
+        among: RowSelection | None = None,
+        how: SelectionSetting | None = None,
     ) -> tuple[Floats, Ids]:
-        """Scores (Q, k) and pin ids (Q, k), best first; id -1 where there are fewer than k."""
+        """Scores (Q, k) and pin ids (Q, k), best first; id -1 where there are fewer than k.
+
+        how: How a selection of many pins is searched in inverted lists; by default as the build found to be enough.
+        """
         if among is not None and len(among) <= COMPARED_BELOW:
             return self._compare(queries_QD, k, among)
         wanted = max(k, TUNED_FOR)
-        if among is None or not self._listed:
+        if among is None or not self.listed:
             scores, pins = self._search_each(queries_QD, wanted, setting, among)
         else:
-            scores, pins = self._search_lists(queries_QD, wanted, setting, among)
+            scores, pins = self._search_lists(queries_QD, wanted, among, how or self.selection_setting(setting, among))
         return scores[:, :k], pins[:, :k]
 
     def _search_each(
@@ -115,12 +127,12 @@ class Shards:
         parts = [(scores, self._pins(np.full_like(rows, number), rows)) for number, (scores, rows) in enumerate(found)]
         return parts[0] if len(parts) == 1 else merged_top_k(parts, k)
 
-    def _search_lists(self, queries_QD: Floats, k: int, setting: SearchSetting, among: RowSelection) -> tuple[Floats, Ids]:
+    def _search_lists(self, queries_QD: Floats, k: int, among: RowSelection, how: SelectionSetting) -> tuple[Floats, Ids]:
         """The same inverted lists of all shards, as many as hold enough of a selection; what they find is refined together."""
         bitmaps, counts_C = self._picked(among)
-        lists = self._lists.nearest(queries_QD, counts_C, rows_to_see(setting, self._lists.count, len(self), among.share))
+        lists = self._lists.nearest(queries_QD, counts_C, how.rows_seen)
         refined = refinement_of(self._indexes[0]) is not None
-        wide = k * max(1, setting.k_factor) if refined else k
+        wide = k * max(1, how.k_factor) if refined else k
         found = []
         for number, index in enumerate(self._indexes):
             scores, rows = search_lists(index, queries_QD, wide, lists, bitmaps[number])
@@ -134,6 +146,13 @@ class Shards:
                 scores[here] = refined_scores(index, queries_QD, np.nonzero(here)[0], rows[here])
         return merge_top_k(scores, np.where(numbers >= 0, self._pins(shard_of, rows), -1), k)
 
+    def selection_setting(
+        self, setting: SearchSetting, among: RowSelection, measured: Sequence[SelectionPoint] | None = None
+    ) -> SelectionSetting:
+        """How a selection is searched in inverted lists, from what was measured of others (by default by the build)."""
+        of_all = rows_seen_of_all(setting, self._lists.count, len(self))
+        return selection_setting(setting, of_all, self._measured if measured is None else measured, among.share)
+
     def _pins(self, shard_of: Ids, rows: Ids) -> Ids:
         """The pin ids of rows of shards; -1 for a row of -1."""
         pins = np.full(rows.shape, -1, np.int64)
@@ -145,7 +164,7 @@ class Shards:
     def _picked(self, among: RowSelection) -> tuple[list[faiss.IDSelector], Ids]:
         if not among.picked:
             bitmaps = [_bitmap(rows, len(ids)) for rows, ids in zip(among.rows, self._ids, strict=True)]
-            among.picked.append((bitmaps, self._lists.counts(among.rows) if self._listed else np.empty(0, np.int64)))
+            among.picked.append((bitmaps, self._lists.counts(among.rows) if self.listed else np.empty(0, np.int64)))
         return among.picked[0]
 
     @cached_property

@@ -18,6 +18,7 @@ import pytest
 from embedding.index.changes import make_part
 from embedding.index.cut_over import roll_back
 from embedding.index.factory import SearchSetting, deserialize, train_index
+from embedding.index.lists import SelectionSetting
 from embedding.index.part import DESCRIBED, Criteria
 from embedding.index.reader import Release, open_live
 from embedding.index.recall import Ids, Truth, exact_top_k, mean_interval
@@ -36,6 +37,7 @@ from embedding.index.release import (
     write_check,
 )
 from embedding.index.retention import abandoned_folders, superseded_releases
+from embedding.index.selections import tune_selections
 from embedding.index.shards import RowSelection, Shards
 from embedding.index.tuning import TOP, OneIndex, Wanted, best_point, candidates, choose, sweep, try_recipe
 from embedding.tables import storage
@@ -169,6 +171,30 @@ def test_a_selection_is_searched_as_well_as_all_pins_though_it_lies_far_from_the
     alike, anywhere = np.sort(np.argsort(vectors @ vectors[5_000])[-rows // 6 :]), np.arange(0, rows, 6)
     for mine in (alike, anywhere):
         assert recall(mine, shards.select(ids[mine])) >= of_all - 0.02
+
+
+def test_what_a_build_measures_makes_any_share_of_the_pins_reach_the_goal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in ("shards", "selections"):
+        monkeypatch.setattr(f"embedding.index.{module}.COMPARED_BELOW", 0)
+    rows, factory, setting, goal = 40_000, "IVF256,PQ16x4fs,Refine(SQfp16)", SearchSetting(nprobe=4, k_factor=16), 0.9
+    vectors, ids = unit_vectors(rows, DIM), ids_of(rows)
+    queries = vectors[:200]
+    made = write_shards(tmp_path, factory, vectors, ids, 2)
+    near = exact_top_k(queries, [(vectors, ids)], 300)
+    measured = tune_selections(Shards.open(tmp_path, made), queries, ids[:200], near, setting, goal)
+    assert [round(point.share, 1) for point in measured] == [0.5, 0.1]
+    assert all(point.recall_at_10 >= goal for point in measured), measured
+    shards = Shards.open(tmp_path, made, measured)
+    for one_in in (2, 4, 10, 20):
+        mine = np.arange(one_in // 2, rows, one_in)
+        _, found = shards.search(queries, 10, setting, shards.select(ids[mine]))
+        truth = Truth.of(*exact_top_k(queries, [(vectors[mine], ids[mine])], 100), np.full(len(queries), -1), 10)
+        assert truth.recall(found) >= goal - 0.02
+        assert (
+            truth.recall(shards.search(queries, 10, setting, shards.select(ids[mine]), SelectionSetting(50, 16))[1]) < goal
+        ), "it is not for free"
 
 
 def test_removed_pins_are_found_by_nothing(lake: Lake) -> None:
