@@ -38,7 +38,7 @@ TUNED_FOR = 11
 search for less would look at less, and find other pins than the first of the ten."""
 THOROUGH_AT_MOST = 16
 """A walk over a graph among a share of the pins is longer, since it passes what does not count; at most so many times."""
-_DECODED_AT_ONCE = 16_384
+_DECODED_AT_ONCE, _QUERIES_AT_ONCE = 16_384, 1_024
 
 
 @dataclass(frozen=True)
@@ -129,6 +129,10 @@ class Shards:
 
     def _search_lists(self, queries_QD: Floats, k: int, among: RowSelection, how: SelectionSetting) -> tuple[Floats, Ids]:
         """The same inverted lists of all shards, as many as hold enough of a selection; what they find is refined together."""
+        if len(queries_QD) > _QUERIES_AT_ONCE:  # memory: a score of each list and query
+            starts = range(0, len(queries_QD), _QUERIES_AT_ONCE)
+            steps = [self._search_lists(queries_QD[at : at + _QUERIES_AT_ONCE], k, among, how) for at in starts]
+            return np.concatenate([scores for scores, _ in steps]), np.concatenate([pins for _, pins in steps])
         bitmaps, counts_C = self._picked(among)
         lists = self._lists.nearest(queries_QD, counts_C, how.rows_seen)
         refined = refinement_of(self._indexes[0]) is not None

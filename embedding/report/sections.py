@@ -266,6 +266,8 @@ def recall_section(live: ReleaseState | None) -> Html:
         f"Recall@10 of {manifest.release_id} against exact search, as its build measured it, one query at a time on one "
         f"thread. The fastest setting that reaches {goal} was chosen."
     )
+    for point in manifest.selections:
+        lead += f" Among {point.share:.0%} of the pins searches reach {point.recall_at_10:.3f}."
     chart = recall_against_latency(manifest.sweep, manifest.setting, goal)
     measured = element("div", chart, _sweep_table(manifest), class_="halves")
     return section("recall", title, lead, measured, _recipes(manifest.choice) if manifest.choice else None)

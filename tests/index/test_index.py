@@ -158,6 +158,7 @@ def test_a_selection_is_searched_as_well_as_all_pins_though_it_lies_far_from_the
     monkeypatch.setattr("embedding.index.shards.COMPARED_BELOW", compared_below)
     rows = 24_000
     vectors, ids = unit_vectors(rows, DIM), ids_of(rows)
+    monkeypatch.setattr("embedding.index.shards._QUERIES_AT_ONCE", 70)
     queries, setting = vectors[:100], SearchSetting(nprobe=8, k_factor=8)
     shards = Shards.open(tmp_path, write_shards(tmp_path, factory, vectors, ids, 3))
 
