@@ -26,7 +26,7 @@ import numpy as np
 Search = Callable[[Any], Any]
 """Queries (Q, D) to ids (Q, 11)."""
 
-EFFORTS = (16, 23, 32, 45, 64, 91, 128, 181, 256, 362, 512, 724, 1024)
+EFFORTS = (11, 16, 23, 32, 45, 64, 91, 128, 181, 256, 362, 512, 724, 1024)
 """Steps of half an octave: no peer loses much to the next setting being far."""
 
 TOP = 11

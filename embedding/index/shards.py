@@ -38,6 +38,8 @@ TUNED_FOR = 11
 search for less would look at less, and find other pins than the first of the ten."""
 THOROUGH_AT_MOST = 16
 """A walk over a graph among a share of the pins is longer, since it passes what does not count; at most so many times."""
+LOST_IN_A_GRAPH = 0.2
+"""A walk over a graph may not reach what is no larger a share of it and lies elsewhere: compared too, graphs are small."""
 _DECODED_AT_ONCE, _QUERIES_AT_ONCE = 16_384, 1_024
 
 
@@ -105,7 +107,7 @@ class Shards:
 
         how: How a selection of many pins is searched in inverted lists; by default as the build found to be enough.
         """
-        if among is not None and len(among) <= COMPARED_BELOW:
+        if among is not None and (len(among) <= COMPARED_BELOW or (setting.ef_search and among.share <= LOST_IN_A_GRAPH)):
             return self._compare(queries_QD, k, among)
         wanted = max(k, TUNED_FOR)
         if among is None or not self.listed:

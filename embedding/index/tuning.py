@@ -44,7 +44,7 @@ ID_BYTES = 8
 COARSE_GRAPH_FROM = 65_536
 """From so many lists on they are found by walking a graph of centroids (HNSW) instead of by comparing all. Not before it must
 be: the walk also decides where a vector is stored, and what lies in a list that is not its nearest is found late or never."""
-AS_GOOD = 0.9
+AS_GOOD = 0.95
 """Recipes whose throughput is this share of the best are as good: the smallest of them is taken."""
 
 _MEASURE_S = 0.15
@@ -146,7 +146,7 @@ def candidates(rows: int, dim: int, bytes_budget: float | None = None) -> list[s
     found = ["Flat", "SQ8"] if rows <= 200_000 else []
     found += plain
     if rows <= 2_000_000:
-        found += ["HNSW32,Flat", "HNSW32,SQ8"] if rows >= 1_000 else []
+        found += ["HNSW16,SQbf16", "HNSW16,SQ8"] if rows >= 1_000 else []
     tight = bytes_budget is not None and all(_least_bytes(name, dim) > bytes_budget for name in found)
     if lists > 1 and (rows >= 20_000 or tight):
         coarse = f"IVF{lists}" + ("_HNSW32" if lists >= COARSE_GRAPH_FROM else "")
@@ -169,8 +169,8 @@ def lists_for(rows: int) -> int:
 def _least_bytes(factory: str, dim: int) -> float:
     """A lower bound of the bytes a vector that a factory takes, pin id included."""
     index: Any = make_index(factory, dim)
-    if isinstance(index, faiss.IndexHNSW):
-        return float(index.storage.sa_code_size() + 4 * 64 + ID_BYTES)
+    if isinstance(faiss.downcast_index(index), faiss.IndexHNSW):
+        return float(index.storage.sa_code_size() + 4 * index.hnsw.nb_neighbors(0) + ID_BYTES)
     if (fine := refinement_of(index)) is not None:
         inner: Any = faiss.try_extract_index_ivf(index)
         return float(inner.code_size + 8 + fine.sa_code_size() + ID_BYTES)
@@ -340,7 +340,7 @@ def _lines_of_settings(factory: str) -> Iterator[Iterator[SearchSetting]]:
     """Lines of ever more thorough settings, one line a factor of refinement."""
     lists = lists_of(factory)
     if factory.startswith("HNSW"):
-        yield (SearchSetting(ef_search=16 << i) for i in range(7))
+        yield (SearchSetting(ef_search=8 << i) for i in range(8))
     elif "Refine" in factory:
         for factor in (2, 4, 8, 16, 32, 64):
             yield (SearchSetting(nprobe=1 << i, k_factor=factor) for i in range(lists.bit_length()))
