@@ -1,6 +1,6 @@
 """Does an index of ten million pins build within 8 GB, and answer well?
 
-    python -m benchmarks.index            # about 40 minutes, 30 GB of disk
+    python -m benchmarks.index            # about 20 minutes, 30 GB of disk; its texts an hour, once
     python -m benchmarks.index --quick    # 100 thousand pins
 
 **The claim.** From Delta tables of ten million vectors of 256 dimensions, `jobs/build_index.py` makes a release within 8 GB of

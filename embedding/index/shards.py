@@ -193,7 +193,8 @@ class Shards:
             )
         vectors, ids = among.compared[0]
         scores, places = vectors.search(queries_QD, k)
-        return scores, np.where(places >= 0, ids[np.maximum(places, 0)], -1) if len(ids) else np.full_like(places, -1)
+        pins = np.where(places >= 0, ids[np.maximum(places, 0)], -1) if len(ids) else np.full_like(places, -1)
+        return np.where(pins >= 0, scores, -np.inf).astype(np.float32), pins
 
     def places(self, pin_ids: Ids) -> tuple[Ids, Ids]:
         """(shard, row) of each pin; shard -1 for one that is not here."""
