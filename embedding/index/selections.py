@@ -39,7 +39,7 @@ def tune_selections(
             inside = is_among(near[1], mine)
             scores, ids = np.where(inside, near[0], -np.inf).astype(np.float32), np.where(inside, near[1], -1)
             truth = Truth.of(scores, ids, pin_ids, TOP)
-            found.append(_least_rows(shards, queries_QD, truth, setting, shards.select(mine), goal, found))
+            found.append(_least_rows(shards, queries_QD, truth, setting, shards.select(mine), goal))
     return found
 
 
@@ -56,14 +56,13 @@ def _least_rows(
     setting: SearchSetting,
     among: RowSelection,
     goal: float,
-    known: list[SelectionPoint],
 ) -> SelectionPoint:
     def measured(rows: int, k_factor: int) -> tuple[SelectionPoint, bool]:
         how = SelectionSetting(rows, k_factor)
         shares = truth.recalls(shards.search(queries_QD, TOP + 1, setting, among, how)[1])
         return SelectionPoint(round(among.share, 4), how, round(float(shares.mean()), 4)), mean_interval(shares)[0] >= goal
 
-    least = shards.selection_setting(setting, among, known)
+    least = shards.selection_setting(setting, among, ())
     # Where seeing all rows is not enough, the codes rank what is compared in full too badly: more of it has to be.
     for k_factor in (least.k_factor << i for i in range(_WIDER_STEPS)):
         under, rows = 0, min(least.rows_seen, len(among))
