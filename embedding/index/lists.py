@@ -21,9 +21,6 @@ from numpy.typing import NDArray
 from embedding.index.factory import SearchSetting, inner_ivf
 from embedding.index.recall import Floats, Ids
 
-FEWER_SEEN = 0.25
-"""Where nothing was measured: with a share s of the pins as many rows are seen as by a search over all, times s to this."""
-
 
 @dataclass(frozen=True)
 class SelectionSetting:
@@ -87,20 +84,23 @@ def selection_setting(
 ) -> SelectionSetting:
     """What a selection of a share of the pins needs, where a query with `setting` sees `of_all` rows among all pins.
 
-    Between what was measured, and beyond it, the logarithm of the rows goes with that of the share.
+    Where nothing was measured it sees as many of the selection.
+    Between what was measured the logarithm of the rows goes with that of the share; beyond it too, but rows never become fewer.
     """
     if not measured:
-        return SelectionSetting(max(1, round(of_all * math.pow(share, FEWER_SEEN))), setting.k_factor)
+        return SelectionSetting(max(1, round(of_all)), setting.k_factor)
     known = [(1.0, max(1.0, of_all)), *((point.share, float(point.setting.rows_seen)) for point in measured)]
     known.sort(reverse=True)
     (share_0, rows_0), (share_1, rows_1) = next(
         (pair for pair in pairwise(known) if pair[1][0] <= share), (known[-2], known[-1])
     )
     slope = (math.log(rows_1) - math.log(rows_0)) / (math.log(share_1) - math.log(share_0))
+    if share < share_1:
+        slope = min(slope, 0.0)
+        rows_0, share_0 = rows_1, share_1
     rows = math.exp(math.log(rows_0) + slope * (math.log(max(share, 1e-9)) - math.log(share_0)))
-    smaller = [point for point in measured if point.share <= share]
-    nearest = max(smaller, key=lambda point: point.share) if smaller else min(measured, key=lambda point: point.share)
-    return SelectionSetting(max(1, round(rows)), nearest.setting.k_factor)
+    beside = [point.setting.k_factor for point in measured if point.share in (share_0, share_1)]
+    return SelectionSetting(max(1, round(rows)), max(beside))
 
 
 def _list_of_rows(index: faiss.Index) -> NDArray[np.int32]:
