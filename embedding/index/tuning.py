@@ -326,13 +326,14 @@ def _dominates(other: SearchPoint, point: SearchPoint) -> bool:
 
 
 def _steady(measured: Sequence[SearchPoint]) -> list[SearchPoint]:
-    """The points, of each line none faster than one of less effort: where the clock says so, it was disturbed."""
+    """The points, of each line none slower than one of more effort: where the clock says so, it was disturbed."""
     steady: list[SearchPoint] = []
     for factor in {point.setting.k_factor for point in measured}:
-        fastest = math.inf
-        for point in sorted((p for p in measured if p.setting.k_factor == factor), key=lambda p: _effort(p.setting)):
-            fastest = min(point.qps, 0.999 * fastest)
-            steady.append(replace(point, qps=round(fastest, 1)))
+        least = 0.0
+        line = sorted((p for p in measured if p.setting.k_factor == factor), key=lambda p: -_effort(p.setting))
+        for point in line:
+            least = max(point.qps, 1.001 * least)
+            steady.append(replace(point, qps=round(least, 1)))
     return steady
 
 
