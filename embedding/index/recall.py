@@ -99,6 +99,12 @@ class Truth:
         shares = self.recalls(found_ids_QK)
         return float(shares.mean()) if len(shares) else 1.0
 
+    def recall_low(self, found_ids_QK: Ids) -> float:
+        """The lower end of recall@k's 95% interval, of the kind of queries (pins, or others: words) that does worse."""
+        shares, is_pin = self.recalls(found_ids_QK), self.self_ids[self.rated] >= 0
+        kinds = [kind for kind in (shares[is_pin], shares[~is_pin]) if len(kind)]
+        return min((mean_interval(kind)[0] for kind in kinds), default=1.0)
+
 
 def mean_interval(shares_Q: NDArray[np.float64], resamples: int = 2_000, seed: int = 0) -> tuple[float, float]:
     """The 95% bootstrap interval of a mean over queries."""

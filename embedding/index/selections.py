@@ -13,7 +13,7 @@ import numpy as np
 from embedding.index.factory import SearchSetting
 from embedding.index.lists import SelectionPoint, SelectionSetting
 from embedding.index.part import is_among
-from embedding.index.recall import Floats, Ids, Truth, mean_interval
+from embedding.index.recall import Floats, Ids, Truth
 from embedding.index.shards import COMPARED_BELOW, RowSelection, Shards
 from embedding.index.tuning import TOP
 
@@ -59,8 +59,8 @@ def _least_rows(
 ) -> SelectionPoint:
     def measured(rows: int, k_factor: int) -> tuple[SelectionPoint, bool]:
         how = SelectionSetting(rows, k_factor)
-        shares = truth.recalls(shards.search(queries_QD, TOP + 1, setting, among, how)[1])
-        return SelectionPoint(round(among.share, 4), how, round(float(shares.mean()), 4)), mean_interval(shares)[0] >= goal
+        _, ids = shards.search(queries_QD, TOP + 1, setting, among, how)
+        return SelectionPoint(round(among.share, 4), how, round(truth.recall(ids), 4)), truth.recall_low(ids) >= goal
 
     least = shards.selection_setting(setting, among, ())
     # Where seeing all rows is not enough, the codes rank what is compared in full too badly: more of it has to be.
