@@ -16,6 +16,7 @@ import os
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from functools import partial
+from typing import Any
 
 import faiss
 import numpy as np
@@ -23,10 +24,10 @@ from pyspark.sql import SparkSession
 
 from embedding.contracts import EMBEDDING_DIM, NIGHTS
 from embedding.encoder.config import ConfigError, EncoderConfig
-from embedding.index.build import SHARD_BYTES, plan_layout
+from embedding.index.build import SHARD_BYTES, Shard, plan_layout
 from embedding.index.factory import family_of, train_index
 from embedding.index.reader import opened_shards
-from embedding.index.recall import Truth
+from embedding.index.recall import Floats, Ids, Truth
 from embedding.index.release import (
     MANIFEST,
     Manifest,
@@ -60,7 +61,7 @@ from jobs.current import (
     merged_near,
 )
 from jobs.index_pieces import Places, fill_pieces, piece_bounds, read_near
-from jobs.index_sample import TRIAL_ROWS, take_sample, try_on_sample
+from jobs.index_sample import TRIAL_ROWS, Queries, take_sample, try_on_sample
 from jobs.release_files import merge_shards, write_attributes
 from jobs.session import arguments, day_argument, job_encoder, log, run_program, spark_session
 
@@ -134,12 +135,6 @@ def build(
     merged, shards = merge_shards(spark, layout, list(filled.rows), trained, work_uri, root)
     files = filled.files | merged.files | write_attributes(described, layout.shards, root).files
     near = merged_near(read_near(to, sorted(filled.rows)), len(queries))
-    truth = Truth.of(*near, queries.pin_ids, TOP)
-    with opened_shards(root, shards) as opened:
-        points = sweep(opened, choice.factory, queries.vectors, truth, wanted_of(args))
-        point = best_point(points, args.recall_goal)
-        with omp_threads(args.threads):
-            selections = tune_selections(opened, queries.vectors, queries.pin_ids, near, point.setting, args.recall_goal)
     manifest = Manifest(
         release_id=release_id,
         ds=state.days[-1],
@@ -148,8 +143,6 @@ def build(
         rows=rows,
         dim=EMBEDDING_DIM,
         factory=choice.factory,
-        setting=point.setting,
-        recall_at_10=point.recall_at_10,
         days=state.days,
         pins_version=state.pins_version,
         pin_embeddings_version=state.pin_embeddings_version,
@@ -157,13 +150,24 @@ def build(
         built_at=datetime.now(UTC).isoformat(timespec="milliseconds"),
         files=files,
         shards=shards,
-        sweep=points,
-        selections=selections,
         choice=choice,
+        **tuned(root, shards, choice.factory, queries, near, wanted_of(args)),
     )
     storage.write_atomic(f"{root}/{MANIFEST}", manifest.to_json())
     storage.delete_folder(work_uri)
     return manifest
+
+
+def tuned(
+    root: str, shards: Sequence[Shard], factory: str, queries: Queries, near: tuple[Floats, Ids], wanted: Wanted
+) -> dict[str, Any]:
+    """How the finished index is best searched, among all pins and among some: fields of the manifest."""
+    truth = Truth.of(*near, queries.pin_ids, TOP)
+    with opened_shards(root, shards) as opened:
+        points = sweep(opened, factory, queries.vectors, truth, wanted)
+        point = best_point(points, wanted.recall_goal)
+        selections = tune_selections(opened, queries.vectors, queries.pin_ids, near, point.setting, wanted)
+    return {"setting": point.setting, "recall_at_10": point.recall_at_10, "sweep": points, "selections": selections}
 
 
 def main(argv: Sequence[str] | None = None) -> None:

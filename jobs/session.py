@@ -86,7 +86,7 @@ def spark_session(name: str) -> SparkSession:
         .config("spark.sql.execution.arrow.maxRecordsPerBatch", "1024")
         .config("spark.log.level", "WARN")
         .config("spark.ui.showConsoleProgress", "false")
-        # Spark takes what Python reads for little, and would send ten million rows to everyone. Adaptive execution sees sizes.
+        # Spark takes what Python reads for little, and would send all of it to everyone. Adaptive execution sees sizes.
         .config("spark.sql.autoBroadcastJoinThreshold", "-1")
         .config("spark.sql.adaptive.autoBroadcastJoinThreshold", "10MB")
         .getOrCreate()

@@ -74,18 +74,13 @@ class Lists:
         return np.where(visited_QP, held[order_QP], -1).astype(np.int64), scores_QP
 
 
-def rows_seen_of_all(setting: SearchSetting, lists: int, rows: int) -> float:
-    """How many rows a query sees among all of them, in the mean."""
-    return min(1.0, max(setting.nprobe, 1) / lists) * rows
-
-
 def selection_setting(
     setting: SearchSetting, of_all: float, measured: Sequence[SelectionPoint], share: float
 ) -> SelectionSetting:
-    """What a selection of a share of the pins needs, where a query with `setting` sees `of_all` rows among all pins.
+    """What a selection of a share of the pins needs, where a query with `setting` sees `of_all` rows among all, in the mean.
 
-    Where nothing was measured it sees as many of the selection.
-    Between what was measured the logarithm of the rows goes with that of the share; beyond it too, but rows never become fewer.
+    Where nothing was measured it sees as many of the selection. Between what was measured the logarithm of the rows goes with
+    that of the share; beyond it too, but rows never become fewer.
     """
     if not measured:
         return SelectionSetting(max(1, round(of_all)), setting.k_factor)

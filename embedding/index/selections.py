@@ -15,7 +15,7 @@ from embedding.index.lists import SelectionPoint, SelectionSetting
 from embedding.index.part import is_among
 from embedding.index.recall import Floats, Ids, Truth
 from embedding.index.shards import COMPARED_BELOW, RowSelection, Shards
-from embedding.index.tuning import TOP
+from embedding.index.tuning import TOP, Wanted, omp_threads
 
 SHARES = (0.5, 0.1)
 _CLOSER_STEPS = 2
@@ -23,11 +23,12 @@ _WIDER_STEPS = 3
 
 
 def tune_selections(
-    shards: Shards, queries_QD: Floats, pin_ids: Ids, near: tuple[Floats, Ids], setting: SearchSetting, goal: float
+    shards: Shards, queries_QD: Floats, pin_ids: Ids, near: tuple[Floats, Ids], setting: SearchSetting, wanted: Wanted
 ) -> list[SelectionPoint]:
     """The least rows that reach the goal beyond doubt (`SearchPoint.recall_low`), by share; none where nothing needs it.
 
     Args:
+        shards: Opened without measurements.
         pin_ids: The pins (Q,) that the queries are; -1 for a query that is no pin.
         near: Scores and ids (Q, M) of an exact search over all pins, M at least thirty times the neighbours wanted: of a
             tenth of the pins that leaves as many as are wanted to all but one query in a million.
@@ -39,7 +40,8 @@ def tune_selections(
             inside = is_among(near[1], mine)
             scores, ids = np.where(inside, near[0], -np.inf).astype(np.float32), np.where(inside, near[1], -1)
             truth = Truth.of(scores, ids, pin_ids, TOP)
-            found.append(_least_rows(shards, queries_QD, truth, setting, shards.select(mine), goal))
+            with omp_threads(wanted.threads):
+                found.append(_least_rows(shards, queries_QD, truth, setting, shards.select(mine), wanted.recall_goal))
     return found
 
 
@@ -62,7 +64,7 @@ def _least_rows(
         _, ids = shards.search(queries_QD, TOP + 1, setting, among, how)
         return SelectionPoint(round(among.share, 4), how, round(truth.recall(ids), 4)), truth.recall_low(ids) >= goal
 
-    least = shards.selection_setting(setting, among, ())
+    least = shards.selection_setting(setting, among)
     # Where seeing all rows is not enough, the codes rank what is compared in full too badly: more of it has to be.
     for k_factor in (least.k_factor << i for i in range(_WIDER_STEPS)):
         under, rows = 0, min(least.rows_seen, len(among))

@@ -25,7 +25,7 @@ from embedding.index.factory import (
     search,
     search_lists,
 )
-from embedding.index.lists import Lists, SelectionPoint, SelectionSetting, rows_seen_of_all, selection_setting
+from embedding.index.lists import Lists, SelectionPoint, SelectionSetting, selection_setting
 from embedding.index.recall import Floats, Ids, merge_top_k, merged_top_k
 
 COMPARED_BELOW = 100_000
@@ -36,8 +36,6 @@ AS_THEY_ARE_BELOW = 10_000
 TUNED_FOR = 11
 """Results that a setting was tuned for: ten, and the query itself. A refinement compares a multiple of what is asked for, so a
 search for less would look at less, and find other pins than the first of the ten."""
-THOROUGH_AT_MOST = 16
-"""A walk over a graph among a share of the pins is longer, since it passes what does not count; at most so many times."""
 LOST_IN_A_GRAPH = 0.2
 """A walk over a graph may not reach what is no larger a share of it and lies elsewhere: compared too, graphs are small."""
 _DECODED_AT_ONCE, _QUERIES_AT_ONCE = 16_384, 1_024
@@ -123,8 +121,8 @@ class Shards:
         bitmaps: Sequence[faiss.IDSelector | None] = [None] * len(self._indexes)
         if among is not None:
             bitmaps, _ = self._picked(among)
-            longer = min(1 / max(among.share, 1e-6), THOROUGH_AT_MOST)
-            setting = replace(setting, ef_search=math.ceil(setting.ef_search * longer))
+            # A walk over a graph passes what does not count, too.
+            setting = replace(setting, ef_search=math.ceil(setting.ef_search / among.share))
         found = [search(index, queries_QD, k, setting, of) for index, of in zip(self._indexes, bitmaps, strict=True)]
         parts = [(scores, self._pins(np.full_like(rows, number), rows)) for number, (scores, rows) in enumerate(found)]
         return parts[0] if len(parts) == 1 else merged_top_k(parts, k)
@@ -152,12 +150,10 @@ class Shards:
                 scores[here] = refined_scores(index, queries_QD, np.nonzero(here)[0], rows[here])
         return merge_top_k(scores, np.where(numbers >= 0, self._pins(shard_of, rows), -1), k)
 
-    def selection_setting(
-        self, setting: SearchSetting, among: RowSelection, measured: Sequence[SelectionPoint] | None = None
-    ) -> SelectionSetting:
-        """How a selection is searched in inverted lists, from what was measured of others (by default by the build)."""
-        of_all = rows_seen_of_all(setting, self._lists.count, len(self))
-        return selection_setting(setting, of_all, self._measured if measured is None else measured, among.share)
+    def selection_setting(self, setting: SearchSetting, among: RowSelection) -> SelectionSetting:
+        """How a selection is searched in inverted lists, from what the build measured of others."""
+        of_all = min(1.0, max(setting.nprobe, 1) / self._lists.count) * len(self)
+        return selection_setting(setting, of_all, self._measured, among.share)
 
     def _pins(self, shard_of: Ids, rows: Ids) -> Ids:
         """The pin ids of rows of shards; -1 for a row of -1."""

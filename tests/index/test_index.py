@@ -147,6 +147,17 @@ def test_a_search_among_some_pins_finds_their_nearest_and_no_other(lake: Lake) -
     assert (release.search(queries, 10, release.select(tag="no such tag"))[1] == -1).all()
 
 
+def test_words_that_find_little_are_not_made_up_for_by_pins() -> None:
+    """The gate asks for both: a sweep must not choose a setting for their mean."""
+    near = np.arange(40).reshape(4, 10)
+    truth = Truth.of(np.ones((4, 10), np.float32), near, np.array([100, 101, -1, -1]), 10)
+    found = np.where(np.arange(4)[:, None] < 2, near, near + 1_000)
+    found = np.concatenate([found, np.full((4, 1), 999)], axis=1)
+    assert truth.recall(found) == 0.5
+    assert truth.recall_low(found) == 0
+    assert truth.recall_low(np.concatenate([near, near[:, :1]], axis=1)) == 1
+
+
 @pytest.mark.parametrize("compared_below", [0, 100_000])
 @pytest.mark.parametrize(
     "factory",
@@ -184,7 +195,7 @@ def test_what_a_build_measures_makes_any_share_of_the_pins_reach_the_goal(
     queries = vectors[:200]
     made = write_shards(tmp_path, factory, vectors, ids, 2)
     near = exact_top_k(queries, [(vectors, ids)], 300)
-    measured = tune_selections(Shards.open(tmp_path, made), queries, ids[:200], near, setting, goal)
+    measured = tune_selections(Shards.open(tmp_path, made), queries, ids[:200], near, setting, Wanted(goal))
     assert [round(point.share, 1) for point in measured] == [0.5, 0.1]
     assert all(point.recall_at_10 >= goal for point in measured), measured
     shards = Shards.open(tmp_path, made, measured)
