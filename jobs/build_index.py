@@ -45,7 +45,6 @@ from embedding.index.tuning import (
     Choice,
     Wanted,
     best_point,
-    candidates,
     omp_threads,
     sweep,
     training_rows,
@@ -61,7 +60,7 @@ from jobs.current import (
     merged_near,
 )
 from jobs.index_pieces import Places, fill_pieces, piece_bounds, read_near
-from jobs.index_sample import TRIAL_ROWS, Queries, take_sample, try_on_sample
+from jobs.index_sample import Queries, sample_rows, take_sample, try_on_sample
 from jobs.release_files import merge_shards, write_attributes
 from jobs.session import arguments, day_argument, job_encoder, log, run_program, spark_session
 
@@ -116,9 +115,9 @@ def build(
     rows = described.count()
     if not rows:
         raise ReleaseError(f"no current pin has a vector of {state.embedding_version}: there is nothing to release")
-    most = max(TRIAL_ROWS, *(training_rows(factory) for factory in candidates(rows, EMBEDDING_DIM)))
-    sample = take_sample(described, vectors(), rows, most, config, f"{work_uri}/sample")
-    choice = kept_choice(lake, state.embedding_version, rows, args) or try_on_sample(sample, rows, release_id, wanted_of(args))
+    kept = kept_choice(lake, state.embedding_version, rows, args)
+    sample = take_sample(described, vectors(), rows, sample_rows(rows, kept), config, f"{work_uri}/sample")
+    choice = kept or try_on_sample(sample, rows, release_id, wanted_of(args))
     with omp_threads(args.threads):
         trained = train_index(choice.factory, EMBEDDING_DIM, sample.vectors[: training_rows(choice.factory)])
     size = next(

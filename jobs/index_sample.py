@@ -17,10 +17,21 @@ from pyspark.sql import functions as F
 from embedding.contracts import EMBEDDING_DIM
 from embedding.encoder.cache import shared_encoder
 from embedding.encoder.config import EncoderConfig
-from embedding.index.factory import family_of
+from embedding.index.factory import family_of, is_mergeable
 from embedding.index.recall import Floats, Ids, Truth, exact_top_k
 from embedding.index.release import ReleaseError
-from embedding.index.tuning import TOP, Choice, Wanted, candidates, choose, try_recipe
+from embedding.index.tuning import (
+    FINAL_ROWS,
+    TOP,
+    Choice,
+    Trial,
+    Wanted,
+    candidates,
+    choose,
+    finalists,
+    training_rows,
+    try_recipe,
+)
 from embedding.tables import storage
 from jobs.current import ROW_KEY, TIES_KNOWN, batch_vectors, task_number
 from jobs.session import ArrowRows, map_arrow
@@ -132,20 +143,38 @@ def take_sample(described: DataFrame, vectors: DataFrame, rows: int, most: int, 
     return Sample(vectors_ND[rest], ids[rest], queries)
 
 
+def sample_rows(rows: int, kept: Choice | None) -> int:
+    """How many of `rows` pins a build looks at: enough to train what is plausible and, where no choice is kept, to try it."""
+    plausible = candidates(rows, EMBEDDING_DIM)
+    tried_again = kept is None and rows > 2 * TRIAL_ROWS and not all(map(is_mergeable, plausible))
+    return max(TRIAL_ROWS, FINAL_ROWS if tried_again else 0, *map(training_rows, plausible))
+
+
 def try_on_sample(sample: Sample, rows: int, release_id: str, wanted: Wanted) -> Choice:
-    """Tries what is plausible for so many rows on a sample of them. Memory: the sample, once a recipe."""
-    vectors_ND, ids_N, queries = sample.vectors[:TRIAL_ROWS], sample.ids[:TRIAL_ROWS], sample.queries
-    near = exact_top_k(queries.vectors, [(vectors_ND, ids_N)], min(TIES_KNOWN, len(ids_N)))
-    truth = Truth.of(*near, queries.pin_ids, TOP)
-    factories = candidates(rows, EMBEDDING_DIM, wanted.bytes_budget)
+    """Tries what is plausible for so many rows on a few of them, and on many what a few don't decide.
+
+    Memory: the sample, once a recipe.
+    """
+    factories = {family_of(name): name for name in candidates(rows, EMBEDDING_DIM, wanted.bytes_budget)}
+    few = min(TRIAL_ROWS, len(sample.ids))
     # A sample has fewer lists than the whole: what is compared is the families.
-    scaled = candidates(min(rows, len(ids_N)), EMBEDDING_DIM, wanted.bytes_budget) if len(ids_N) < rows / 2 else factories
-    by_family = dict(zip(map(family_of, scaled), scaled, strict=True))
-    tried = [by_family[family_of(name)] for name in factories if family_of(name) in by_family]
+    scaled = candidates(few, EMBEDDING_DIM, wanted.bytes_budget) if few < rows / 2 else list(factories.values())
     try:
-        trials = [try_recipe(name, vectors_ND, ids_N, queries.vectors, truth, wanted) for name in tried]
+        trials = _tried(sample, few, [name for name in scaled if family_of(name) in factories], wanted)
         choice = choose(trials, rows, wanted, release_id)
+        if again := finalists(trials, rows):
+            finals = _tried(sample, FINAL_ROWS, [factories[family_of(name)] for name in again], wanted)
+            choice = choose(finals, rows, wanted, release_id)
+            why = f"{choice.why}; on {few:,} vectors they were the best graph and the best lists of {len(trials)} recipes"
+            choice = replace(choice, why=why, trials=[*finals, *trials])
     except ValueError as error:
         raise ReleaseError(str(error)) from error
-    whole = next(name for name in factories if family_of(name) == family_of(choice.factory))
-    return replace(choice, factory=whole)
+    return replace(choice, factory=factories[family_of(choice.factory)])
+
+
+def _tried(sample: Sample, rows: int, factories: Sequence[str], wanted: Wanted) -> list[Trial]:
+    """The factories on the first `rows` of a sample."""
+    vectors_ND, ids_N, queries = sample.vectors[:rows], sample.ids[:rows], sample.queries
+    near = exact_top_k(queries.vectors, [(vectors_ND, ids_N)], min(TIES_KNOWN, len(ids_N)))
+    truth = Truth.of(*near, queries.pin_ids, TOP)
+    return [try_recipe(name, vectors_ND, ids_N, queries.vectors, truth, wanted) for name in factories]

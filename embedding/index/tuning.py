@@ -3,7 +3,8 @@
 (docs/decisions/0010-recipes-chosen-by-trying.md)
 
 `try_recipe` builds a plausible family on a sample and sweeps its search parameters; `choose` takes the one that answers
-most queries a second among those that reach the goal within the budget, and says why in a sentence. `sweep` is then run once
+most queries a second among those that reach the goal within the budget, and says why in a sentence. Graphs and lists change
+places as rows are added, so the `finalists` of a small sample are tried again on up to `FINAL_ROWS`. `sweep` is then run once
 more on the finished index, because the setting that reaches a goal depends on the number of rows.
 
 Throughput is that of one batch on `threads` threads, the median of repetitions; latencies are those of single queries, one
@@ -25,6 +26,7 @@ import numpy as np
 from embedding.index.factory import (
     SearchSetting,
     deserialize,
+    is_mergeable,
     lists_of,
     make_index,
     refinement_of,
@@ -44,6 +46,11 @@ ID_BYTES = 8
 COARSE_GRAPH_FROM = 65_536
 """From so many lists on they are found by walking a graph of centroids (HNSW) instead of by comparing all. Not before it must
 be: the walk also decides where a vector is stored, and what lies in a list that is not its nearest is found late or never."""
+FINAL_ROWS = 1_000_000
+"""The finalists are tried on so many vectors at most."""
+FINALIST = 0.1
+"""A kind of index whose best recipe answers this share of the fastest's queries is tried again on more vectors: of a million
+texts a graph was three times as fast as lists at a recall of 0.99, and on 50,000 of them half as fast."""
 AS_GOOD = 0.95
 """Recipes whose throughput is this share of the best are as good: the smallest of them is taken."""
 
@@ -208,7 +215,15 @@ class SampleSweep:
         )
 
 
-def sweep_sample(factory: str, vectors_ND: Floats, ids_N: Ids, queries_QD: Floats, truth: Truth, wanted: Wanted) -> SampleSweep:
+def sweep_sample(
+    factory: str,
+    vectors_ND: Floats,
+    ids_N: Ids,
+    queries_QD: Floats,
+    truth: Truth,
+    wanted: Wanted,
+    goals: Sequence[float] = (),
+) -> SampleSweep:
     """Builds a factory's index on a sample and sweeps it. `truth` is of the queries' neighbours within that sample."""
     started = time.perf_counter()
     with omp_threads(wanted.threads):
@@ -217,7 +232,7 @@ def sweep_sample(factory: str, vectors_ND: Floats, ids_N: Ids, queries_QD: Float
         index.add(vectors_ND)
     seconds = round(time.perf_counter() - started, 2)
     size = round((len(serialize(index)) - len(trained)) / len(vectors_ND) + ID_BYTES, 1)
-    points = sweep(OneIndex(index, ids_N), factory, queries_QD, truth, wanted, latencies=False)
+    points = sweep(OneIndex(index, ids_N), factory, queries_QD, truth, wanted, latencies=False, goals=goals)
     return SampleSweep(factory, len(vectors_ND), size, seconds, points)
 
 
@@ -240,8 +255,7 @@ def choose(trials: Sequence[Trial], rows: int, wanted: Wanted, chosen_by: str) -
     within = "" if bytes_budget is None else f" within {bytes_budget:g} bytes a vector"
     if reached:
         fastest = max(reached, key=lambda trial: trial.point.qps)
-        as_good = [trial for trial in reached if trial.point.qps >= AS_GOOD * fastest.point.qps]
-        best = min(as_good, key=lambda trial: trial.bytes_a_vector)
+        best = _smallest_of_the_fastest(reached)
         why = f"{best.point.qps:,.0f} queries/s at recall@10 {best.point.recall_at_10:.3f}{within}, "
         why += "the most" if best is fastest else f"as good as the fastest ({fastest.factory}) and smaller"
         why += f" of {len(fitting)} recipes on {best.rows:,} vectors; {len(reached)} reached {goal:g}"
@@ -249,6 +263,27 @@ def choose(trials: Sequence[Trial], rows: int, wanted: Wanted, chosen_by: str) -
         best = max(fitting, key=lambda trial: trial.point.recall_at_10)
         why = f"none of {len(fitting)} recipes reached recall@10 {goal:g}{within} on {best.rows:,} vectors; this came nearest"
     return Choice(best.factory, why, chosen_by, rows, wanted, list(trials))
+
+
+def _smallest_of_the_fastest(reached: Sequence[Trial]) -> Trial:
+    fastest = max(trial.point.qps for trial in reached)
+    return min((t for t in reached if t.point.qps >= AS_GOOD * fastest), key=lambda trial: trial.bytes_a_vector)
+
+
+def finalists(trials: Sequence[Trial], rows: int) -> list[str]:
+    """The best graph and the best lists of a small sample, if both may be the best of all `rows`; otherwise none.
+
+    How either grows depends on the vectors: a sample of texts thins out what they are alike in, and a graph finds its way
+    among the whole of them with less effort than among a few.
+    """
+    reached = [trial for trial in trials if trial.fits and trial.reached]
+    if not reached or rows <= 2 * max(trial.rows for trial in reached):
+        return []
+    kinds = [[t for t in reached if not is_mergeable(t.factory)], [t for t in reached if lists_of(t.factory) > 1]]
+    best = [_smallest_of_the_fastest(kind) for kind in kinds if kind]
+    fastest = max(trial.point.qps for trial in reached)
+    found = [trial.factory for trial in best if trial.point.qps >= FINALIST * fastest]
+    return found if len(found) > 1 else []
 
 
 # -- how it is searched ----------------------------------------------------------------------------------------------------
@@ -269,6 +304,7 @@ def sweep(
     Efforts are doubled, and looked at more closely where they come to the goal, or to each of `goals`.
     """
     measured: list[SearchPoint] = []
+    index.search(queries_QD, TOP + 1, next(next(_lines_of_settings(factory))))  # what was just built or opened is cold
     for line in _lines_of_settings(factory):
         best_before = max((point.recall_at_10 for point in measured), default=0.0)
         before = -1.0
@@ -340,7 +376,7 @@ def _steady(measured: Sequence[SearchPoint]) -> list[SearchPoint]:
 def _lines_of_settings(factory: str) -> Iterator[Iterator[SearchSetting]]:
     """Lines of ever more thorough settings, one line a factor of refinement."""
     lists = lists_of(factory)
-    if factory.startswith("HNSW"):
+    if not is_mergeable(factory):
         yield (SearchSetting(ef_search=8 << i) for i in range(8))
     elif "Refine" in factory:
         for factor in (2, 4, 8, 16, 32, 64):
