@@ -32,6 +32,7 @@ from embedding.encoder import training_set as ts
 from embedding.encoder.limits import ImageLimits
 from embedding.encoder.training_set import DROPPED, TRAIN, Manifest, SetFile, SetRecipe, TrainingSetError
 from embedding.tables.lake import Lake, data_files
+from jobs.inputs import LATEST, Inputs, NothingPassedError, choose_inputs, day_or_latest, read_latest
 from jobs.pictures import cut, distinct_pictures, label_pictures
 from jobs.session import (
     ArrowRows,
@@ -52,7 +53,6 @@ from jobs.splits import (
     split_boards,
     split_pins,
 )
-from jobs.training_inputs import LATEST, Inputs, choose_inputs, day_or_latest, read_latest
 
 PICTURES_A_TASK, PINS_A_PART, CANDIDATES_A_BUCKET = 5_000, 2_000, 4_096
 PICTURES_A_BATCH = 128  # rows with pictures between the JVM and Python: some 10 MB
@@ -176,4 +176,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    run_program(main, TrainingSetError)
+    run_program(main, NothingPassedError, TrainingSetError)

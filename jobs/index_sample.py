@@ -165,7 +165,7 @@ def try_on_sample(sample: Sample, rows: int, release_id: str, wanted: Wanted) ->
         if again := finalists(trials, rows):
             finals = _tried(sample, FINAL_ROWS, [factories[family_of(name)] for name in again], wanted)
             choice = choose(finals, rows, wanted, release_id)
-            why = f"{choice.why}; on {few:,} vectors they were the best graph and the best lists of {len(trials)} recipes"
+            why = f"{choice.why}; on {few:,} vectors they were the graphs and the best lists of {len(trials)} recipes"
             choice = replace(choice, why=why, trials=[*finals, *trials])
     except ValueError as error:
         raise ReleaseError(str(error)) from error

@@ -233,11 +233,11 @@ def test_a_finished_set_is_found_and_an_unfinished_one_made_again_to_the_same_by
 
 def test_a_day_before_every_night_that_passed_is_refused(built: Built) -> None:
     from jobs import build_training_set
-    from jobs.training_inputs import LATEST, choose_inputs
+    from jobs.inputs import LATEST, NothingPassedError, choose_inputs
 
     assert choose_inputs(built.lake, LATEST).days == [*DEMO_DAYS, PLANTED_DAY]
     assert choose_inputs(built.lake, DEMO_DAYS[1]).days == list(DEMO_DAYS[:2])
-    with pytest.raises(TrainingSetError, match="no night up to 2026-11-01 has passed its gate"):
+    with pytest.raises(NothingPassedError, match="no night up to 2026-11-01 has passed its gate"):
         build_training_set.main(["--home", built.lake.home, "--run-id", "early", "--ds", "2026-11-01"])
 
 

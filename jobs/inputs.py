@@ -1,4 +1,4 @@
-"""Which days of which table versions a training set is made of, and the current rows of those tables."""
+"""Which days of which table versions a training set or a graph is made of, and the current rows of those tables."""
 
 from __future__ import annotations
 
@@ -8,13 +8,16 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from embedding.contracts import BOARDS, NIGHTS, PINS, SAVES, TableContract
-from embedding.encoder.training_set import TrainingSetError
 from embedding.tables.lake import Lake
 from embedding.tables.scan import read_rows
 from jobs.session import day_argument, read_table
 
 LATEST = "latest"
 """For a day: the last one of which a night passed."""
+
+
+class NothingPassedError(Exception):
+    """There is no day that may be read."""
 
 
 @dataclass(frozen=True)
@@ -30,14 +33,17 @@ def day_or_latest(text: str) -> str:
 
 
 def choose_inputs(lake: Lake, ds: str) -> Inputs:
-    """The days up to `ds` of which some encoder's latest night passed, and the tables' versions now."""
+    """The days up to `ds` of which some encoder's latest night passed, and the tables' versions now.
+
+    Raises NothingPassedError where there is none.
+    """
     columns = ["ds", "embedding_version", "status", "checked_at"]
     nights = read_rows(lake.open(NIGHTS), columns).to_pylist() if lake.exists(NIGHTS) else []
     in_order = sorted(nights, key=lambda row: row["checked_at"])
     latest = {(row["ds"], row["embedding_version"]): row["status"] for row in in_order}
     days = sorted({day for (day, _), status in latest.items() if status == "passed" and (ds == LATEST or day <= ds)})
     if not days:
-        raise TrainingSetError(f"no night up to {ds} has passed its gate in {lake.home}: there is nothing to train on")
+        raise NothingPassedError(f"no night up to {ds} has passed its gate in {lake.home}: there is nothing to read")
     return Inputs(days, {contract.name: lake.open(contract).version() for contract in (PINS, BOARDS, SAVES)})
 
 
@@ -45,6 +51,7 @@ def read_latest(spark: SparkSession, lake: Lake, inputs: Inputs, contract: Table
     """Each key's row of its latest day, without the deleted ones."""
     key = [name for name in contract.key if name != "ds"]
     table = lake.open(contract, inputs.versions[contract.name])
-    rows = read_table(spark, table, [*key, *columns, "deleted", "ds"], lambda partition: partition["ds"] in inputs.days)
+    read = list(dict.fromkeys([*key, *columns, "deleted", "ds"]))
+    rows = read_table(spark, table, read, lambda partition: partition["ds"] in inputs.days)
     latest = rows.groupBy(*key).agg(F.max_by(F.struct(*columns, "deleted"), "ds").alias("row"))
     return latest.select(*key, "row.*").where(~F.col("deleted")).drop("deleted")
