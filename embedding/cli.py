@@ -1,4 +1,4 @@
-"""`pinlake`: look at the tables, releases and encoders, search the live release, write the report, roll a release back.
+"""`pinlake`: look at the tables, releases and encoders, search and recommend, write the report, roll a release back.
 
 All but two commands only read. `rollback` replaces the pointer to the live release, and `abandon` ends a migration; no command
 writes a table or a release: that is what the jobs do.
@@ -20,6 +20,7 @@ from embedding.tables.storage import is_local
 if TYPE_CHECKING:
     from embedding.index.live import LiveRelease
     from embedding.index.reader import Neighbour
+    from embedding.taste.recommend import Recommender
 
 Printer = Callable[[str], None]
 
@@ -58,6 +59,17 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     search_parser.add_argument("--board", type=int, metavar="ID", help="only pins of this board")
     search_parser.add_argument("--tag", help="only pins that have this tag")
     search_parser.set_defaults(run=search)
+    related_parser = commands.add_parser("related", help="what others keep beside a pin, by walks over the boards")
+    related_parser.add_argument("--pin", type=int, metavar="ID", required=True)
+    related_parser.add_argument("-k", type=_positive, default=10, help="how many (default 10)")
+    related_parser.set_defaults(run=related)
+    interests_parser = commands.add_parser("interests", help="what a user is interested in")
+    interests_parser.add_argument("--user", type=int, metavar="ID", required=True)
+    interests_parser.set_defaults(run=interests)
+    recommend_parser = commands.add_parser("recommend", help="pins for a user, each with a reason")
+    recommend_parser.add_argument("--user", type=int, metavar="ID", required=True)
+    recommend_parser.add_argument("-k", type=_positive, default=20, help="how many (default 20)")
+    recommend_parser.set_defaults(run=recommend)
     report_parser = commands.add_parser("report", help="one HTML file: nights, quarantine, recall, galleries")
     report_parser.add_argument("--out", type=Path, help="default <home>/report.html")
     report_parser.set_defaults(run=report)
@@ -242,6 +254,58 @@ def _neighbours(lake: Lake, live: LiveRelease, args: argparse.Namespace) -> list
     return searcher.by_image(fetch_image(str(args.image.resolve()), limits), args.k, among, limits)
 
 
+def related(args: argparse.Namespace, out: Printer) -> None:
+    recommender, live = _recommender(args)
+    ids, scores = recommender.related(args.pin, args.k)
+    if not len(ids):
+        raise UsageError(f"pin {args.pin} is on no board of the live graph")
+    known = live.release.describe(ids.tolist())
+    rows = [
+        (rank, float(score), int(pin), (known.get(int(pin), {}).get("title") or "")[:48])
+        for rank, (pin, score) in enumerate(zip(ids, scores, strict=True), start=1)
+    ]
+    out(format_table(rows, ("#", "visits", "pin_id", "title")))
+
+
+def interests(args: argparse.Namespace, out: Printer) -> None:
+    from embedding.index.live import LiveRelease
+    from embedding.taste.recommend import read_interests
+
+    lake = Lake(args.home)
+    live = LiveRelease(lake)
+    found = read_interests(lake, live.release.manifest.embedding_version, args.user)
+    known = live.release.describe([interest.medoid_pin for interest in found])
+    rows = [
+        (i.cluster, i.importance, i.size, i.label or "", i.medoid_pin, (known.get(i.medoid_pin, {}).get("title") or "")[:48])
+        for i in found
+    ]
+    out(format_table(rows, ("cluster", "importance", "pins", "label", "medoid_pin", "title")))
+
+
+def recommend(args: argparse.Namespace, out: Printer) -> None:
+    import numpy as np
+
+    from embedding.taste.recommend import diversity
+
+    recommender, live = _recommender(args)
+    found = recommender.recommend(args.user, args.k)
+    pins = [r.pin_id for r in found]
+    known = live.release.describe(pins)
+    rows = [(rank, r.pin_id, (known.get(r.pin_id, {}).get("title") or "")[:48], r.why) for rank, r in enumerate(found, start=1)]
+    out(format_table(rows, ("#", "pin_id", "title", "why")))
+    spread = diversity(live.release.vectors_of(np.array(pins, np.int64))) if pins else 0.0
+    out(f"\ndiversity {spread:.2f} (mean of 1 - cosine over all pairs), {len({r.cluster for r in found})} interests")
+
+
+def _recommender(args: argparse.Namespace) -> tuple[Recommender, LiveRelease]:
+    from embedding.index.live import LiveRelease
+    from embedding.taste.recommend import Recommender
+
+    lake = Lake(args.home)
+    live = LiveRelease(lake)
+    return Recommender(lake, live), live
+
+
 def report(args: argparse.Namespace, out: Printer) -> None:
     from embedding.report.page import write_report
 
@@ -258,11 +322,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     from embedding.encoder.config import ConfigError
     from embedding.encoder.limits import ImageRejected, SettingError
     from embedding.index.release import ReleaseError
+    from embedding.taste.graph import GraphError, UnknownUserError
 
     args = parse_args(argv)
     try:
         args.run(args, print)
-    except (UsageError, ReleaseError, ConfigError, ImageRejected, SettingError) as error:
+    except (UsageError, ReleaseError, ConfigError, ImageRejected, SettingError, GraphError, UnknownUserError) as error:
         print(f"pinlake: {error}", file=sys.stderr)
         return 2
     return 0

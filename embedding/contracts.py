@@ -436,7 +436,82 @@ RELEASES = TableContract(
     constraints=_DAY_CHECK | {"status_is_known": "status = 'passed' OR status = 'failed'"},
 )
 
-TABLES: dict[str, TableContract] = {t.name: t for t in (PINS, BOARDS, SAVES, PIN_EMBEDDINGS, QUARANTINE, NIGHTS, RELEASES)}
+RELATED_PINS = TableContract(
+    name="related_pins",
+    about=(
+        "What random walks over the pin-board graph pass most often from a pin: one row a pin and day on which its boards "
+        "changed. The latest day's row is the current one; of a pin that left the graph it is empty."
+    ),
+    schema=pa.schema(
+        [
+            pa.field("pin_id", pa.int64(), nullable=False),
+            pa.field("ds", pa.string(), nullable=False),
+            pa.field("related", pa.list_(pa.int64()), nullable=False),
+            pa.field("scores", pa.list_(pa.float32()), nullable=False),
+            pa.field("graph_id", pa.string(), nullable=False),
+            pa.field("run_id", pa.string(), nullable=False),
+        ]
+    ),
+    partition_by=("ds",),
+    key=("pin_id", "ds"),
+    meanings={
+        "pin_id": "The pin.",
+        "ds": "The last day of saves that the graph has, YYYY-MM-DD.",
+        "related": "Pins, most related first, the pin itself not among them.",
+        "scores": "Of each of them the share of the walks' steps that ended there.",
+        "graph_id": "The graph that was walked: its folder under `graphs`.",
+        "run_id": _RUN_ID,
+    },
+    constraints=_DAY_CHECK,
+)
+
+USER_INTERESTS = TableContract(
+    name="user_interests",
+    about=(
+        "What a user saves, as clusters of pins: one row an interest, on the days on which the user's history had changed. The "
+        "rows of a user's latest day under an encoder are the current ones; who has no save left has one row there, of size 0."
+    ),
+    schema=pa.schema(
+        [
+            pa.field("user_id", pa.int64(), nullable=False),
+            pa.field("cluster", pa.int64(), nullable=False),
+            pa.field("embedding_version", pa.string(), nullable=False),
+            pa.field("ds", pa.string(), nullable=False),
+            pa.field("medoid_pin", pa.int64()),
+            pa.field("embedding", pa.list_(pa.float32())),
+            pa.field("importance", pa.float64(), nullable=False),
+            pa.field("size", pa.int64(), nullable=False),
+            pa.field("label", pa.string()),
+            pa.field("pins", pa.list_(pa.int64())),
+            pa.field("history_hash", pa.int64(), nullable=False),
+            pa.field("run_id", pa.string(), nullable=False),
+        ]
+    ),
+    partition_by=("embedding_version", "ds"),
+    key=("user_id", "cluster", "embedding_version", "ds"),
+    meanings={
+        "user_id": "The user.",
+        "cluster": "The interest's number among the user's, kept from day to day while its medoid stays near; -1 for none.",
+        "embedding_version": "The encoder whose vectors were clustered.",
+        "ds": _DS,
+        "medoid_pin": "The pin of the interest that is nearest to its others; null for none.",
+        "embedding": "The medoid's vector: a query for more of the kind.",
+        "importance": (
+            "Sum over its pins of exp(-0.01 * days from the save to the end of `ds`); a user's rows are of one day, "
+            "so that they compare."
+        ),
+        "size": "Pins in it, of the user's 500 latest saves.",
+        "label": "The tags of its pins that say most, or null.",
+        "pins": "The pins in it, saved last first; null for none.",
+        "history_hash": "xxHash64 of the history that was clustered: while it is the same, the user is not clustered again.",
+        "run_id": _RUN_ID,
+    },
+    constraints=_DAY_CHECK,
+)
+
+TABLES: dict[str, TableContract] = {
+    t.name: t for t in (PINS, BOARDS, SAVES, PIN_EMBEDDINGS, QUARANTINE, NIGHTS, RELEASES, RELATED_PINS, USER_INTERESTS)
+}
 
 EXPORT_SCHEMAS: dict[str, pa.Schema] = {
     "pins": pa.schema(

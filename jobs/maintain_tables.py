@@ -47,6 +47,8 @@ from embedding.tables.maintenance import (
 )
 from embedding.tables.scan import scan_file
 from embedding.tables.staging import MAX_ROWS_A_FILE, STAGED_SCHEMA, StagedFile, describe_staged, staged_files
+from embedding.taste.graph import GraphError
+from embedding.taste.store import finished_graphs
 from jobs.session import StepStatistics, arguments, log, map_items, run_program, spark_session, stage, whole_number
 
 PARTITIONS_A_COMMIT = 200
@@ -87,6 +89,9 @@ def versions_in_use(lake: Lake, since: datetime) -> dict[str, dict[int, list[str
         if made and datetime.fromisoformat(made.built_at) >= since:
             for name in {PINS.name, BOARDS.name, SAVES.name} & set(made.table_versions):
                 used[name].setdefault(made.table_versions[name], []).append(f"training set {set_id}")
+    for graph in finished_graphs(lake):  # two or three: relate_pins.py deletes the others
+        for name, version in graph.versions.items():
+            used[name].setdefault(version, []).append(f"graph {graph.graph_id}")
     return used
 
 
@@ -182,4 +187,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    run_program(main, ReleaseError, TrainingSetError)
+    run_program(main, GraphError, ReleaseError, TrainingSetError)

@@ -34,6 +34,10 @@ SPARK_TASKS = {
     ("encoder_migration", "compare"): "compare_encoders.py",
     ("encoder_migration", "cut_over"): "publish_index.py",
     ("table_maintenance", "maintain"): "maintain_tables.py",
+    ("taste_profiles", "graph"): "build_graph.py",
+    ("taste_profiles", "relate"): "relate_pins.py",
+    ("taste_profiles", "interests"): "build_interests.py",
+    ("taste_profiles", "check"): "check_taste.py",
     ("requeue_pins", "requeue"): "requeue_pins.py",
     ("requeue_pins", "publish"): "publish_index.py",
 }
@@ -43,7 +47,7 @@ POINTER_TASKS = {
     ("encoder_migration", "cut_over"),
     ("requeue_pins", "publish"),
 }
-DAG_IDS = ("nightly_pins", "index_release", "encoder_migration", "table_maintenance", "requeue_pins")
+DAG_IDS = ("nightly_pins", "index_release", "encoder_migration", "table_maintenance", "requeue_pins", "taste_profiles")
 
 
 @pytest.fixture(scope="session")
