@@ -46,10 +46,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: (item.get_closest_marker("e2e") is None, not reads_the_lake(item.nodeid.split("::")[0])))
 
 
+def shared_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that all test processes of this run have."""
+    root = tmp_path_factory.getbasetemp()
+    return root.parent if "PYTEST_XDIST_WORKER" in os.environ else root
+
+
 def made_once(tmp_path_factory: pytest.TempPathFactory, name: str, make: Callable[[Path], T]) -> T:
     """What `make` returns of a folder that it fills; made by the first of the test processes that asks, read by the others."""
-    root = tmp_path_factory.getbasetemp()
-    root = root.parent if "PYTEST_XDIST_WORKER" in os.environ else root
+    root = shared_root(tmp_path_factory)
     folder, done = root / name, root / f"{name}.made"
     with (root / f"{name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -74,6 +79,18 @@ def clipart_cache() -> Path:
     if not clipart_root(cache).is_dir():
         pytest.skip(f"the demo's pictures are not in {cache}: run `make test`, or python -m demo.openclipart --cache {cache}")
     return cache
+
+
+@pytest.fixture(autouse=True)
+def pictures_as_they_are(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """No test sees the shared pictures while one in another process, marked `changes_pictures`, has changed one of them."""
+    if "exports" not in request.fixturenames:
+        yield
+        return
+    changes = request.node.get_closest_marker("changes_pictures")
+    with (shared_root(tmp_path_factory) / "pictures.lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX if changes else fcntl.LOCK_SH)
+        yield
 
 
 @dataclass(frozen=True)

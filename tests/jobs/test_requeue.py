@@ -37,6 +37,7 @@ def requeue(lake: Lake, run_id: str, *args: str) -> int:
     return requeue_pins.main(["--home", lake.home, "--run-id", run_id, *args])
 
 
+@pytest.mark.changes_pictures
 def test_mended_pins_come_back_when_asked_for_and_all_others_stay_as_they_are(
     released: Lake, caplog: pytest.LogCaptureFixture
 ) -> None:
