@@ -1,6 +1,6 @@
 """Does what a walk over the pin-board graph costs depend on the walk, and not on the graph?
 
-    python -m benchmarks.walks            # graphs of 1, 10 and 100 million edges: about 10 minutes, 2.5 GB of disk
+    python -m benchmarks.walks            # graphs of 1, 10 and 100 million edges: 6 minutes, 1.6 GB of disk
     python -m benchmarks.walks --quick    # 1 and 10 million
 
 **The claim.** Related pins of three query pins (20,000 steps, one thread) take milliseconds over the memory-mapped shards
