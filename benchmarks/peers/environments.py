@@ -76,12 +76,15 @@ ANN_PEERS = {
 }
 """Libraries of approximate search, for benchmarks/ann.py, and what is installed for each."""
 
+TASTE_PEERS = {"implicit": ("implicit==0.7.3", "numpy==2.4.6", "scipy==1.17.1")}
+"""Libraries of recommendation, for benchmarks/taste.py."""
+
 
 def peer_environment(name: str, folder: Path) -> Path:
     """The Python of a peer's environment below `folder`, which is made once for its requirements."""
     environment = folder / name
     python, done = environment / "bin" / "python", environment / "requirements.txt"
-    requirements = PEERS[name].requirements if name in PEERS else ANN_PEERS[name]
+    requirements = PEERS[name].requirements if name in PEERS else (ANN_PEERS | TASTE_PEERS)[name]
     wanted = "\n".join(requirements) + "\n"
     if done.is_file() and done.read_text(encoding="utf-8") == wanted:
         return python
