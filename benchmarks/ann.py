@@ -1,6 +1,6 @@
 """Do the recipes that pinlake chooses beat the libraries that people would use instead?
 
-    python -m benchmarks.ann            # about half an hour; the vectors take an hour, once (benchmarks/texts.py)
+    python -m benchmarks.ann            # about 40 minutes; the vectors take half an hour, once (benchmarks/texts.py)
     python -m benchmarks.ann --quick    # 50 thousand vectors
 
 **The claim.** On the same vectors and the same two cores, at recall@10 of 0.90, 0.95 and 0.99: the recipe that pinlake chooses
