@@ -23,13 +23,13 @@ import numpy as np
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
-from embedding.contracts import BOARDS, PINS, SAVES
+from embedding.contracts import BOARDS, PINS
 from embedding.tables import storage
 from embedding.tables.lake import Lake
 from embedding.taste import store
 from embedding.taste.graph import BOARDS_SIDE, EDGES_A_SHARD, MAX_DEGREE, PINS_SIDE, GraphError, GraphManifest
 from jobs.graph_shards import KEYS, Files, bounds_of, deal, number_nodes, place, write_side
-from jobs.inputs import LATEST, Inputs, NothingPassedError, choose_inputs, day_or_latest, read_latest
+from jobs.inputs import LATEST, Inputs, NothingPassedError, choose_inputs, day_or_latest, latest_saves, read_latest
 from jobs.session import arguments, log, run_program, spark_session, whole_number
 
 
@@ -43,12 +43,11 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def live_edges(spark: SparkSession, lake: Lake, inputs: Inputs) -> DataFrame:
-    """pin_id, board_id, saved: one row a pin on a board. A save without a time counts as of its day's beginning."""
-    saves = read_latest(spark, lake, inputs, SAVES, "saved_at", "ds")
+    """pin_id, board_id, saved: one row a pin on a board."""
+    saves = latest_saves(spark, lake, inputs)
     for contract, key in ((PINS, "pin_id"), (BOARDS, "board_id")):
         saves = saves.join(read_latest(spark, lake, inputs, contract).select(key), key, "left_semi")
-    minutes = F.floor(F.unix_timestamp(F.coalesce("saved_at", F.to_timestamp("ds"))) / 60)
-    return saves.groupBy("pin_id", "board_id").agg(F.max(minutes).alias("saved"))
+    return saves.groupBy("pin_id", "board_id").agg(F.max("saved").alias("saved"))
 
 
 def build(spark: SparkSession, lake: Lake, inputs: Inputs, graph_id: str, args: argparse.Namespace) -> GraphManifest:

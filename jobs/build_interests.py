@@ -32,7 +32,7 @@ from embedding.tables.lake import DayChangedError, Lake, PartitionFilter, partit
 from embedding.tables.staging import StagedFile, Stager
 from embedding.taste.interests import MAX_PINS, find_interests, label_of
 from jobs.current import ROW_KEY, CurrentState, batch_vectors, current_state, current_vectors, described_pins
-from jobs.inputs import LATEST, Inputs, day_or_latest, read_latest
+from jobs.inputs import LATEST, Inputs, day_or_latest, latest_saves
 from jobs.lookups import find_rows, wanted_rows
 from jobs.session import (
     ArrowRows,
@@ -60,9 +60,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def histories(spark: SparkSession, lake: Lake, state: CurrentState, pins: DataFrame) -> DataFrame:
     """user_id, `history`: (saved, pin_id, ds, source_sha256) newest first, and its `history_hash`. `pins` has ROW_KEY."""
     inputs = Inputs(state.days, {SAVES.name: lake.open(SAVES).version()})
-    saves = read_latest(spark, lake, inputs, SAVES, "saved_at", "ds")
-    minutes = F.floor(F.unix_timestamp(F.coalesce("saved_at", F.to_timestamp("ds"))) / 60)
-    once = saves.groupBy("user_id", "pin_id").agg(F.max(minutes).alias("saved"))
+    once = latest_saves(spark, lake, inputs).groupBy("user_id", "pin_id").agg(F.max("saved").alias("saved"))
     full = once.join(pins.select(ROW_KEY), "pin_id", "inner")
     # By rank, where a sort may spill: no task holds all that a program has saved in somebody's name.
     newest = Window.partitionBy("user_id").orderBy(F.desc("saved"), "pin_id")

@@ -19,7 +19,7 @@ from embedding.contracts import NIGHTS, RELATED_PINS, USER_INTERESTS
 from embedding.encoder.config import ConfigError
 from embedding.index.release import ReleaseError, live_version
 from embedding.quality.taste import MOST_CHANGE, TasteCounts, check_taste
-from embedding.tables.lake import Lake
+from embedding.tables.lake import Lake, partition_is
 from embedding.taste import store
 from embedding.taste.graph import GraphError, GraphManifest
 from jobs.build_interests import earlier_days, histories, latest_only, state_until
@@ -27,8 +27,6 @@ from jobs.current import CurrentState, described_pins
 from jobs.inputs import LATEST
 from jobs.relate_pins import edges_of, graph_before
 from jobs.session import EXIT_GATE_FAILED, arguments, job_encoder, log, read_table, run_program, spark_session
-
-_AFTER_ALL_DAYS = "9999-12-31"
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -55,7 +53,7 @@ def count_taste(spark: SparkSession, lake: Lake, manifest: GraphManifest, state:
     named = related.select(F.explode("related").alias("pin_id"))
     users = histories(spark, lake, state, described_pins(spark, lake, state, ("pin_id",))).persist()
     table, columns = lake.open(USER_INTERESTS), ["user_id", "ds", "history_hash", "size"]
-    now = latest_only(read_table(spark, table, columns, earlier_days(state, _AFTER_ALL_DAYS))).persist()
+    now = latest_only(read_table(spark, table, columns, partition_is(embedding_version=state.embedding_version))).persist()
     before = latest_only(read_table(spark, table, columns, earlier_days(state, state.days[-1])))
     made_of = users.join(now.where(F.col("size") > 0), ["user_id", "history_hash"], "left_semi")
     live = store.live_graph_id(lake)

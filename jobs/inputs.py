@@ -55,3 +55,10 @@ def read_latest(spark: SparkSession, lake: Lake, inputs: Inputs, contract: Table
     rows = read_table(spark, table, read, lambda partition: partition["ds"] in inputs.days)
     latest = rows.groupBy(*key).agg(F.max_by(F.struct(*columns, "deleted"), "ds").alias("row"))
     return latest.select(*key, "row.*").where(~F.col("deleted")).drop("deleted")
+
+
+def latest_saves(spark: SparkSession, lake: Lake, inputs: Inputs) -> DataFrame:
+    """user_id, pin_id, board_id and `saved`, minutes since 1970 (UTC); without a time as of the day's beginning."""
+    minutes = F.floor(F.unix_timestamp(F.coalesce("saved_at", F.to_timestamp("ds"))) / 60)
+    saves = read_latest(spark, lake, inputs, SAVES, "saved_at", "ds")
+    return saves.select("user_id", "pin_id", "board_id", minutes.alias("saved"))

@@ -89,7 +89,7 @@ def versions_in_use(lake: Lake, since: datetime) -> dict[str, dict[int, list[str
         if made and datetime.fromisoformat(made.built_at) >= since:
             for name in {PINS.name, BOARDS.name, SAVES.name} & set(made.table_versions):
                 used[name].setdefault(made.table_versions[name], []).append(f"training set {set_id}")
-    for graph in finished_graphs(lake):  # two or three: relate_pins.py deletes the others
+    for graph in finished_graphs(lake):  # two or three: check_taste.py deletes the others
         for name, version in graph.versions.items():
             used[name].setdefault(version, []).append(f"graph {graph.graph_id}")
     return used

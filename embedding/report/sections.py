@@ -285,6 +285,7 @@ def _recipes(choice: Choice) -> Html:
             element("th", element("code", trial.factory), *_recipe_pills(trial, choice), scope="row"),
             element("td", str(trial.point.setting)),
             _numbers(
+                f"{trial.rows:,}",
                 f"{trial.bytes_a_vector:,.0f}",
                 f"{trial.point.recall_at_10:.4f}",
                 f"{trial.point.qps:,.0f}",
@@ -293,7 +294,7 @@ def _recipes(choice: Choice) -> Html:
         )
         for trial in sorted(choice.trials, key=lambda trial: -trial.point.qps)
     ]
-    head = ["Recipe", "Setting", "Bytes a vector", "Recall@10", "Queries/s", "Build, s"]
+    head = ["Recipe", "Setting", "Vectors", "Bytes a vector", "Recall@10", "Queries/s", "Build, s"]
     charts = [recipes_against(choice, unit) for unit in ("queries a second", "bytes a vector")]
     return fragment(
         element("h3", "Recipes that were tried"),
