@@ -44,7 +44,7 @@ from demo.airflow_api import AirflowApi, AirflowError
 REPO = Path(__file__).resolve().parent.parent
 HOST = "127.0.0.1"
 USER = "admin"
-DAG_IDS = ("nightly_pins", "index_release")
+DAG_IDS = ("nightly_pins", "index_release", "taste_profiles")
 
 COMPONENTS: dict[str, tuple[str, ...]] = {
     "api-server": (),

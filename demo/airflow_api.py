@@ -58,6 +58,10 @@ class AirflowApi:
         """Lets the scheduler start runs of a DAG."""
         self._call("PATCH", f"/dags/{dag_id}", json={"is_paused": False})
 
+    def pause(self, dag_id: str) -> None:
+        """Starts no run of a DAG any more; an event of an asset that comes meanwhile starts none later either."""
+        self._call("PATCH", f"/dags/{dag_id}", json={"is_paused": True})
+
     def trigger_day(self, dag_id: str, ds: str, conf: Mapping[str, Any] | None = None) -> str:
         """Starts a run of `dag_id` for the day `ds` as its partition; returns the run's id. `conf` sets Params."""
         return self._trigger(dag_id, ds, conf)

@@ -3,11 +3,12 @@
     make demo        (or: python -m demo.run --home .pinlake --cache .cache/openclipart)
 
 1. Fetch the pictures (Debian's openclipart packages) and write three days of exports from them.
-2. Start Airflow. For each day run `nightly_pins`, whose asset starts `index_release`.
+2. Start Airflow. For each day run `nightly_pins`, whose asset starts `index_release`; that of the last day starts
+   `taste_profiles` as well, which reads all days that have passed and so needs one run.
 3. Print a line a night, a search to try and the report's address; stop what was started.
 
-A second run encodes nothing. The exit status is 0 only if every night and every release ended well. Why this is a room of
-its own: docs/decisions/0001-rooms.md.
+A second run encodes nothing. The exit status is 0 only if every night, every release and the graph ended well. Why this is
+a room of its own: docs/decisions/0001-rooms.md.
 """
 
 from __future__ import annotations
@@ -30,15 +31,16 @@ from embedding.contracts import NIGHTS
 from embedding.index.reader import open_live
 from embedding.index.release import ReleaseError, read_candidate, read_manifest
 from embedding.report.page import write_report
+from embedding.report.taste import current_users, users_to_show
 from embedding.tables.lake import Lake
 from embedding.tables.scan import read_rows
 
-NIGHTLY, RELEASE = "nightly_pins", "index_release"
+NIGHTLY, RELEASE, TASTE = "nightly_pins", "index_release", "taste_profiles"
 COLUMNS = ("landed", "new", "changed", "deleted", "encoded", "reused", "quarantined", "images_per_s")
 
 
 class DemoFailedError(Exception):
-    """A night or a release ended badly; the message holds the end of the task's log."""
+    """A night, a release or the graph ended badly; the message holds the end of the task's log."""
 
 
 class Progress:
@@ -91,20 +93,26 @@ def wait(airflow: LocalAirflow, dag_id: str, run_id: str, ds: str, progress: Pro
 
 
 def run_nights(airflow: LocalAirflow, progress: Progress) -> list[tuple[str, str, str]]:
-    """Runs the days one after the other, each day's release beside the next night. Returns (day, night's id, release's id)."""
+    """Runs the days one after the other, each day's release beside the next night, and the last day's beside the graph.
 
-    def wait_for_release(ds: str, asked_at: datetime) -> str:
-        run_id = airflow.api.find_run(RELEASE, ds, after=asked_at)
-        wait(airflow, RELEASE, run_id, ds, progress)
+    Returns (day, night's id, release's id).
+    """
+
+    def wait_for(dag_id: str, ds: str, asked_at: datetime) -> str:
+        run_id = airflow.api.find_run(dag_id, ds, after=asked_at)
+        wait(airflow, dag_id, run_id, ds, progress)
         return run_id
 
     runs: list[tuple[str, str, Future[str]]] = []
     with ThreadPoolExecutor(max_workers=1) as releases:
         for ds in DEMO_DAYS:
+            if ds == DEMO_DAYS[-1]:
+                airflow.api.unpause(TASTE)
             asked_at = datetime.now(UTC)
             night = airflow.api.trigger_day(NIGHTLY, ds)
             wait(airflow, NIGHTLY, night, ds, progress)
-            runs.append((ds, night, releases.submit(wait_for_release, ds, asked_at)))
+            runs.append((ds, night, releases.submit(wait_for, RELEASE, ds, asked_at)))
+        wait_for(TASTE, ds, asked_at)
     return [(ds, night, release.result()) for ds, night, release in runs]
 
 
@@ -122,8 +130,11 @@ def close(lake: Lake, lines: list[list[object]], home: Path) -> None:
     report = home.resolve() / "report.html"
     write_report(lake, report)
     option = "" if home == Path(".pinlake") else f"--home {home} "
-    pin = open_live(lake).sample(1)[0]["pin_id"]
+    live = open_live(lake)
+    pin = live.sample(1)[0]["pin_id"]
+    user, *_ = users_to_show(current_users(lake, live.manifest.embedding_version))
     print(f"\nsearch    .venv/bin/pinlake {option}search --text 'red bicycle'      (or --pin {pin}, or --image FILE)")
+    print(f"recommend .venv/bin/pinlake {option}recommend --user {user}      (or interests --user, or related --pin)")
     print(f"status    .venv/bin/pinlake {option}status")
     print("airflow   make up, to look at the runs; make down ends it")
     print(f"report    {report.as_uri()}")
@@ -141,6 +152,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             progress.say(f"  it is up: {airflow.url} (user admin, password in {airflow.password_file})")
             for dag_id in (NIGHTLY, RELEASE):
                 airflow.api.unpause(dag_id)
+            airflow.api.pause(TASTE)  # an earlier demo has let it run after every night
             runs = run_nights(airflow, progress)
         progress.say("Airflow is stopped; writing the report")
         close(lake, [night_line(lake, *ids) for ids in runs], args.home)

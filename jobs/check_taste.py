@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from datetime import UTC, datetime
 
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
@@ -21,6 +22,7 @@ from embedding.index.release import ReleaseError, live_version
 from embedding.quality.taste import MOST_CHANGE, TasteCounts, check_taste
 from embedding.tables.lake import Lake, partition_is
 from embedding.taste import store
+from embedding.taste.checks import TasteCheck, write_check
 from embedding.taste.graph import GraphError, GraphManifest
 from jobs.build_interests import earlier_days, histories, latest_only, state_until
 from jobs.current import CurrentState, described_pins
@@ -94,6 +96,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     counts = count_taste(spark, lake, manifest, state_until(lake, version, LATEST))
     failures = check_taste(counts, args.most_change)
     log.info("%s", counts)
+    checked_at = datetime.now(UTC).isoformat(timespec="milliseconds")
+    said = manifest.days[-1], args.run_id, manifest.graph_id, counts, args.most_change, failures, checked_at
+    write_check(lake, TasteCheck(*said))
     for failure in failures:
         log.error("%s", failure)
     if failures:

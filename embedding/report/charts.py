@@ -78,7 +78,13 @@ def _worth_showing(totals: Sequence[float]) -> float:
     return 1.1 * second if len(totals) >= _MIN_BARS_TO_BREAK and largest > _DWARFS * second > 0 else largest
 
 
-def figure(title: str, description: str, drawing: Sequence[Html], legend: Sequence[tuple[str, str]]) -> Html:
+def figure(
+    title: str,
+    description: str,
+    drawing: Sequence[Html],
+    legend: Sequence[tuple[str, str]],
+    size: tuple[int, int] = (WIDTH, HEIGHT),
+) -> Html:
     """A drawing with its heading and its legend of (name, CSS class)."""
     key = element("ul", [element("li", element("i", class_=f"swatch {kind}"), name) for name, kind in legend], class_="legend")
     svg = element(
@@ -86,7 +92,7 @@ def figure(title: str, description: str, drawing: Sequence[Html], legend: Sequen
         element("title", title),
         element("desc", description),
         drawing,
-        viewBox=f"0 0 {WIDTH} {HEIGHT}",
+        viewBox=f"0 0 {size[0]} {size[1]}",
         role="img",
         aria_label=f"{title}: {description}",
     )

@@ -25,6 +25,7 @@ from embedding.index.release import (
     read_check,
     read_manifest,
 )
+from embedding.report.taste import TasteFacts, read_taste
 from embedding.tables.lake import Lake, data_files
 from embedding.tables.nights import last_nights
 from embedding.tables.scan import scan
@@ -139,13 +140,14 @@ class Releases:
 
 @dataclass(frozen=True)
 class Facts:
-    """All that the report says, but for its galleries."""
+    """All that the report says, but for its galleries, its map and its profiles."""
 
     home: str
     nights: list[Night]
     quarantine: list[QuarantineGroup]
     tables: list[TableState]
     releases: Releases
+    taste: TasteFacts
 
     @property
     def night(self) -> Night | None:
@@ -162,6 +164,7 @@ def gather_facts(lake: Lake) -> Facts:
         quarantine=read_quarantine(lake, also=nights[-1].ds if nights else None),
         tables=read_tables(lake),
         releases=read_releases(lake),
+        taste=read_taste(lake),
     )
 
 

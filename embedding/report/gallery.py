@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from PIL import Image
@@ -22,7 +22,7 @@ from embedding.encoder.images import decode_image
 from embedding.encoder.limits import ImageLimits, ImageRejected
 from embedding.index.reader import Release
 from embedding.index.recall import Floats
-from embedding.index.release import Manifest, ReleaseError
+from embedding.index.release import Manifest
 from embedding.tables.lake import Lake
 
 PIN_QUERIES = 10
@@ -55,12 +55,13 @@ class Picture:
 
 @dataclass(frozen=True)
 class Tile:
-    """One pin as the page shows it; `score` is its cosine with the query, None for the query itself."""
+    """One pin as the page shows it; `score` is its cosine with the query, None for the query itself; `said` words below it."""
 
     pin_id: int
     title: str | None
     picture: Picture
     score: float | None = None
+    said: str | None = None
 
 
 @dataclass(frozen=True)
@@ -96,21 +97,17 @@ def load_text_encoder(lake: Lake, manifest: Manifest) -> EncodeTexts:
         raise EncoderUnavailableError(str(error)) from error
 
 
-def make_galleries(lake: Lake, manifest: Manifest, load_encoder: LoadTextEncoder = load_text_encoder) -> Galleries:
-    """The page's galleries. What cannot be made is said in the result, never raised."""
-    try:
-        release = Release(lake, manifest)
-    except ReleaseError as error:
-        return Galleries(release_fault=str(error))
+def make_galleries(lake: Lake, release: Release, load_encoder: LoadTextEncoder = load_text_encoder) -> Galleries:
+    """The page's galleries of a release. What cannot be made is said in the result, never raised."""
     words_fault: str | None = None
     words_WD: Sequence[Floats] = ()
     try:
-        words_WD = [*load_encoder(lake, manifest)(WORDS)]
+        words_WD = [*load_encoder(lake, release.manifest)(WORDS)]
     except EncoderUnavailableError as error:
         words_fault = str(error)
     asking = _query_pins(release)
     rows = _search(release, [*asking.values(), *words_WD], [*asking, *[None] * len(words_WD)])
-    show = _describe(release, {pin for row in rows for pin, _ in row}.union(asking))
+    show = tiles_of(release, {pin for row in rows for pin, _ in row}.union(asking))
     results = [[show(pin, score) for pin, score in row] for row in rows]
     pin_rows = [Row(show(pin, None), found) for pin, found in zip(asking, results, strict=False)]
     word_rows = [Row(words, found) for words, found in zip(WORDS, results[len(asking) :], strict=False)]
@@ -139,34 +136,40 @@ def _search(release: Release, queries: Sequence[Floats], without: Sequence[int |
     ]
 
 
-def _describe(release: Release, pins: Iterable[int]) -> Callable[[int, float | None], Tile]:
-    """A function from a pin and its score to its tile, its titles and pictures fetched at once."""
-    described = release.describe(sorted(pins))
-    pictures = make_pictures(row["image_uri"] for row in described.values())
+class ShowPin(Protocol):
+    """Makes a tile of a pin."""
 
-    def show(pin: int, score: float | None) -> Tile:
+    def __call__(self, pin: int, score: float | None = None, said: str | None = None) -> Tile: ...
+
+
+def tiles_of(release: Release, pins: Iterable[int], side_px: int = THUMBNAIL_PX) -> ShowPin:
+    """A function from one of the pins to its tile, their titles and pictures fetched at once."""
+    described = release.describe(sorted(pins))
+    pictures = make_pictures((row["image_uri"] for row in described.values()), side_px)
+
+    def show(pin: int, score: float | None = None, said: str | None = None) -> Tile:
         row: dict[str, Any] = described.get(pin, {})
         uri = row.get("image_uri")
-        return Tile(pin, row.get("title"), pictures[uri] if uri else Picture(None, "no picture"), score)
+        return Tile(pin, row.get("title"), pictures[uri] if uri else Picture(None, "no picture"), score, said)
 
     return show
 
 
-def make_pictures(uris: Iterable[str | None], limits: ImageLimits | None = None) -> dict[str, Picture]:
+def make_pictures(uris: Iterable[str | None], side_px: int) -> dict[str, Picture]:
     """A thumbnail for each distinct address, in parallel."""
     distinct = sorted({uri for uri in uris if uri})
-    limits = limits or ImageLimits.from_environment()
+    limits = ImageLimits.from_environment()
     with ThreadPoolExecutor(_THREADS) as pool:
-        return dict(zip(distinct, pool.map(lambda uri: make_picture(uri, limits), distinct), strict=True))
+        return dict(zip(distinct, pool.map(lambda uri: make_picture(uri, limits, side_px), distinct), strict=True))
 
 
-def make_picture(uri: str, limits: ImageLimits) -> Picture:
+def make_picture(uri: str, limits: ImageLimits, side_px: int) -> Picture:
     """The thumbnail of the picture at `uri`, or the reason why there is none."""
     try:
         image = decode_image(fetch_image(uri, limits), limits.max_pixels)
     except ImageRejected as error:
         return Picture(None, str(error.reason).replace("_", " "))
-    image.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX), Image.Resampling.LANCZOS, reducing_gap=3.0)
+    image.thumbnail((side_px, side_px), Image.Resampling.LANCZOS, reducing_gap=3.0)
     buffer = io.BytesIO()
     image.save(buffer, "WEBP", quality=_WEBP_QUALITY, method=4)
     return Picture("data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode("ascii"))

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from embedding.index.tuning import RECALL_GOAL
 from embedding.report.facts import Facts, Night, Releases, ReleaseState, is_released
 from embedding.report.markup import NONE, Html, count, day, decimal, element, fragment, plural, seconds, share
+from embedding.report.taste import TasteFacts
 
 
 @dataclass(frozen=True)
@@ -25,10 +26,10 @@ def judge(facts: Facts, release_fault: str | None) -> Verdict:
         release_fault: Why the live release could not be opened; None where it could, or where there is none.
     """
     night = facts.night
-    faults = [*facts.releases.faults, *([release_fault] if release_fault else [])]
+    faults = [*facts.releases.faults, *([release_fault] if release_fault else []), *facts.taste.faults]
     if night is None:
         return Verdict("bad" if faults else "quiet", "No night has run yet", faults)
-    concerns = [*faults, *_release_concerns(night, facts.releases)]
+    concerns = [*faults, *_release_concerns(night, facts.releases), *_taste_concerns(facts.taste)]
     if not night.passed:
         failures = night.failures or ["the gate gave no reason"]
         return Verdict("bad", f"The night of {day(night.ds)} failed its gate", [*failures, *concerns])
@@ -64,6 +65,14 @@ def _why_not_released(night: Night, releases: Releases, live: ReleaseState) -> s
             f"release {built.manifest.release_id} of this night failed its check ({'; '.join(built.check.failures)}): {serving}"
         )
     return f"release {built.manifest.release_id} of this night was not published: {serving}"
+
+
+def _taste_concerns(taste: TasteFacts) -> list[str]:
+    check = taste.last_check
+    if check is None or check.passed:
+        return []
+    reading = f"{taste.graph.graph_id} is still read" if taste.graph else "no graph is live"
+    return [f"the taste graph of {day(check.ds)} failed its check ({'; '.join(check.failures)}): {reading}"]
 
 
 def render_headline(facts: Facts, verdict: Verdict) -> Html:

@@ -11,11 +11,14 @@ from datetime import UTC, datetime
 from importlib import resources
 from pathlib import Path
 
+from embedding.index.reader import Release
+from embedding.index.release import Manifest, ReleaseError
 from embedding.report import sections
 from embedding.report.facts import Facts, gather_facts
 from embedding.report.gallery import Galleries, LoadTextEncoder, load_text_encoder, make_galleries
 from embedding.report.headline import judge, render_headline
 from embedding.report.markup import Html, day, element, fragment
+from embedding.report.taste_section import Tastes, make_tastes, taste_section
 from embedding.tables import storage
 from embedding.tables.lake import Lake
 
@@ -25,6 +28,7 @@ _NAVIGATION = {
     "quarantine": "Quarantine",
     "recall": "Recall",
     "gallery": "Galleries",
+    "taste": "Taste",
     "releases": "Releases",
     "tables": "Tables",
 }
@@ -54,13 +58,22 @@ def write_report(
     """
     facts = gather_facts(lake)
     live = facts.releases.live
-    galleries = make_galleries(lake, live.manifest, load_encoder) if live else None
-    page = render_page(facts, galleries, f"{clock():%Y-%m-%d %H:%M} UTC")
+    galleries, tastes = _ask(lake, live.manifest, load_encoder) if live else (None, None)
+    page = render_page(facts, galleries, tastes, f"{clock():%Y-%m-%d %H:%M} UTC")
     storage.write_atomic(str(target), page.encode("utf-8"))
 
 
-def render_page(facts: Facts, galleries: Galleries | None, made_at: str) -> str:
-    """The whole HTML document."""
+def _ask(lake: Lake, manifest: Manifest, load_encoder: LoadTextEncoder) -> tuple[Galleries, Tastes | None]:
+    """What the live release finds, and what it knows of users; it is opened once."""
+    try:
+        release = Release(lake, manifest)
+    except ReleaseError as error:
+        return Galleries(release_fault=str(error)), None
+    return make_galleries(lake, release, load_encoder), make_tastes(lake, release)
+
+
+def render_page(facts: Facts, galleries: Galleries | None, tastes: Tastes | None, made_at: str) -> str:
+    """The whole HTML document. `galleries` and `tastes` are None where nothing is live, or it cannot be opened."""
     night = facts.night
     verdict = judge(facts, galleries.release_fault if galleries else None)
     body = element(
@@ -73,6 +86,7 @@ def render_page(facts: Facts, galleries: Galleries | None, made_at: str) -> str:
             sections.quarantine_section(facts.quarantine, night.embedding_version if night else None),
             sections.recall_section(facts.releases.live),
             sections.galleries_section(galleries),
+            taste_section(facts.taste, tastes),
             sections.releases_section(facts.releases),
             sections.tables_section(facts.tables),
         ),

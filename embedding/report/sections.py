@@ -73,7 +73,8 @@ def table(label: str, head: Sequence[str], rows: Sequence[Html], numeric_from: i
     return element("div", inner, class_="scroll card", role="region", aria_label=label, tabindex=0)
 
 
-def _numbers(*values: Child) -> list[Html]:
+def numbers(*values: Child) -> list[Html]:
+    """Cells of a table that are numbers."""
     return [element("td", value, class_="num") for value in values]
 
 
@@ -96,7 +97,7 @@ def _bars(nights: Sequence[Night]) -> list[Bar]:
 def _work_chart(nights: Sequence[Night]) -> Html:
     kinds = (("reused", "reused"), ("encoded", "encoded"), ("quarantined", "quarantined"))
     series = [Series(name, kind, [float(getattr(night, name)) for night in nights]) for name, kind in kinds]
-    return stacked_bars("What became of the pins", _bars(nights), series, _short_count)
+    return stacked_bars("What became of the pins", _bars(nights), series, short_count)
 
 
 def _seconds_chart(nights: Sequence[Night]) -> Html:
@@ -108,7 +109,7 @@ def _seconds_chart(nights: Sequence[Night]) -> Html:
 
     names = (("land", "land", "land_s"), ("fetch, hash, commit", "other", "embed_other_s"), ("encode", "encoded", "encode_s"))
     series = [Series(name, kind, scaled(column)) for name, kind, column in names]
-    return stacked_bars(f"Where the time went, in {unit}", _bars(nights), series, _short_count)
+    return stacked_bars(f"Where the time went, in {unit}", _bars(nights), series, short_count)
 
 
 def _time_unit(durations_s: Sequence[float]) -> tuple[str, float]:
@@ -125,13 +126,13 @@ def _time_unit(durations_s: Sequence[float]) -> tuple[str, float]:
 
 def _speed_chart(nights: Sequence[Night]) -> Html:
     series = [Series("images a second", "encoded", [night.images_per_s for night in nights])]
-    return stacked_bars("Images a second while encoding", _bars(nights), series, _short_count)
+    return stacked_bars("Images a second while encoding", _bars(nights), series, short_count)
 
 
-def _short_count(value: float) -> str:
+def short_count(value: float) -> str:
     """A number in five characters or so.
 
-    >>> _short_count(1234.0), _short_count(12_345.0), _short_count(7.25)
+    >>> short_count(1234.0), short_count(12_345.0), short_count(7.25)
     ('1.2k', '12k', '7.2')
     """
     for unit, scale in (("M", 1e6), ("k", 1e3)):
@@ -167,8 +168,8 @@ def _night_row(night: Night, *, with_encoder: bool, superseded: bool) -> Html:
         element(
             "td", pill(night.status, "good" if night.passed else "bad"), pill("ran again", "quiet") if superseded else None
         ),
-        _numbers(*(count(getattr(night, column)) for column in _NIGHT_HEAD)),
-        _numbers(share(night.coverage), decimal(night.images_per_s, 1), seconds(night.total_s)),
+        numbers(*(count(getattr(night, column)) for column in _NIGHT_HEAD)),
+        numbers(share(night.coverage), decimal(night.images_per_s, 1), seconds(night.total_s)),
         class_=None if night.passed else "failed",
     )
 
@@ -284,7 +285,7 @@ def _recipes(choice: Choice) -> Html:
             "tr",
             element("th", element("code", trial.factory), *_recipe_pills(trial, choice), scope="row"),
             element("td", str(trial.point.setting)),
-            _numbers(
+            numbers(
                 f"{trial.rows:,}",
                 f"{trial.bytes_a_vector:,.0f}",
                 f"{trial.point.recall_at_10:.4f}",
@@ -319,7 +320,7 @@ def _sweep_table(manifest: Manifest) -> Html:
             element(
                 "th", str(point.setting), pill("chosen", "good") if point.setting == manifest.setting else None, scope="row"
             ),
-            _numbers(f"{point.recall_at_10:.4f}", f"{point.p50_ms:.3f}", f"{point.p99_ms:.3f}", f"{point.qps:,.0f}"),
+            numbers(f"{point.recall_at_10:.4f}", f"{point.p50_ms:.3f}", f"{point.p99_ms:.3f}", f"{point.qps:,.0f}"),
         )
         for point in manifest.sweep
     ]
@@ -334,8 +335,8 @@ def galleries_section(galleries: Galleries | None) -> Html:
     if galleries.release_fault:
         return section("gallery", title, None, note("The live release cannot be opened: ", galleries.release_fault))
     unsaid = note("Words were not tried, because the release's encoder cannot be loaded here: ", galleries.words_fault or "")
-    words = [_gallery_row(row) for row in galleries.words]
-    pins = [_gallery_row(row) for row in galleries.pins]
+    words = [gallery_row(row) for row in galleries.words]
+    pins = [gallery_row(row) for row in galleries.pins]
     lead = "The nearest pins of the live release, with their cosine. Pins that show one picture share one vector: cosine 1."
     return section(
         "gallery",
@@ -348,18 +349,24 @@ def galleries_section(galleries: Galleries | None) -> Html:
     )
 
 
-def _gallery_row(row: Row) -> Html:
+def gallery_row(row: Row) -> Html:
+    """A card with a query and what it found."""
     if isinstance(row.query, str):
         name, query = row.query, element("div", element("q", row.query), class_="words")
     else:
-        name, query = f"pin {row.query.pin_id}", _gallery_tile(row.query)
-    results = element("ol", [element("li", _gallery_tile(tile)) for tile in row.results])
-    strip = element("div", results, class_="strip", role="region", aria_label=f"Results of {name}", tabindex=0)
+        name, query = f"pin {row.query.pin_id}", gallery_tile(row.query)
+    return element("div", query_and_strip(name, query, row.results), class_="gallery card")
+
+
+def query_and_strip(name: str, query: Html, results: Sequence[Tile]) -> Html:
+    """What was asked, and beside it the pins that were found, in a strip that scrolls sideways."""
+    found = element("ol", [element("li", gallery_tile(tile)) for tile in results])
+    strip = element("div", found, class_="strip", role="region", aria_label=f"Results of {name}", tabindex=0)
     nothing = element("p", "It found nothing else.", class_="muted")
-    return element("div", element("div", query, class_="query"), strip if row.results else nothing, class_="gallery card")
+    return fragment(element("div", query, class_="query"), strip if results else nothing)
 
 
-def _gallery_tile(tile: Tile) -> Html:
+def gallery_tile(tile: Tile) -> Html:
     title = shorten(tile.title, _TITLE_CHARS) if tile.title and tile.title.strip() else None
     alt = title or f"pin {tile.pin_id}, without a title"
     if tile.picture.data_uri:
@@ -370,6 +377,7 @@ def _gallery_tile(tile: Tile) -> Html:
         "figcaption",
         element("bdi", title, class_="title") if title else element("span", f"pin {tile.pin_id}", class_="title muted"),
         element("span", f"{tile.score:.3f}", class_="cosine") if tile.score is not None else None,
+        element("bdi", tile.said, class_="said") if tile.said else None,
     )
     return element("figure", element("div", picture, class_="frame"), caption, title=f"pin {tile.pin_id}", class_="tile-pin")
 
@@ -395,7 +403,7 @@ def _release_row(state: ReleaseState, live: bool) -> Html:
         element("td", _release_pill(state, live)),
         element("td", manifest.ds),
         element("td", element("code", f"{manifest.factory}, {manifest.setting}")),
-        _numbers(count(manifest.rows), f"{manifest.recall_at_10:.4f}", len(manifest.days), size(state.size_bytes), built_at),
+        numbers(count(manifest.rows), f"{manifest.recall_at_10:.4f}", len(manifest.days), size(state.size_bytes), built_at),
         class_="live" if live else None,
     )
 
@@ -418,7 +426,7 @@ def tables_section(tables: Sequence[TableState]) -> Html:
         element(
             "tr",
             element("th", element("code", state.name), scope="row"),
-            _numbers(count(state.rows), count(state.files), size(state.size_bytes), state.version),
+            numbers(count(state.rows), count(state.files), size(state.size_bytes), state.version),
         )
         for state in tables
     ]

@@ -10,13 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
 
 from embedding.contracts import USER_INTERESTS
-from embedding.index.live import LiveRelease
 from embedding.index.reader import Release
 from embedding.tables.lake import Lake, data_files
 from embedding.tables.scan import Wanted, column_keys, projected_schema, scan_file
@@ -88,6 +87,13 @@ def _interest(row: dict[str, Any]) -> UserInterest:
     return UserInterest(row["cluster"], row["medoid_pin"], vector, row["importance"], row["size"], row["label"], pins)
 
 
+class Serving(Protocol):
+    """What has a release to ask: a `LiveRelease`, or one that stays."""
+
+    @property
+    def release(self) -> Release: ...
+
+
 class Recommender:
     """Asks the live release and the live graph. Thread-safe; each call asks one release alone.
 
@@ -95,7 +101,7 @@ class Recommender:
         found = Recommender(lake, live).recommend(user_id=100, k=20)
     """
 
-    def __init__(self, lake: Lake, live: LiveRelease):
+    def __init__(self, lake: Lake, live: Serving):
         """Opens the live graph. Without one neighbours alone are shown."""
         self._lake, self._live = lake, live
         graph_id = store.live_graph_id(lake)

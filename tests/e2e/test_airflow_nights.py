@@ -15,11 +15,14 @@ import pytest
 
 from demo.airflow import LocalAirflow
 from demo.days import DEMO_DAYS
-from embedding.contracts import NIGHTS, PIN_EMBEDDINGS, PINS, QUARANTINE
+from embedding.contracts import NIGHTS, PIN_EMBEDDINGS, PINS, QUARANTINE, RELATED_PINS, USER_INTERESTS
 from embedding.encoder.config import embedding_version, load_config
 from embedding.index.reader import open_live
+from embedding.report.page import write_report
 from embedding.tables.lake import Lake, partition_is
 from embedding.tables.scan import read_rows
+from embedding.taste.checks import last_checks
+from embedding.taste.store import graph_of_run, live_graph_id, read_manifest
 from tests.conftest import Exports
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1_800)]
@@ -34,7 +37,7 @@ def airflow(exports: Exports, tmp_path_factory: pytest.TempPathFactory) -> Itera
     env = {"PINLAKE_EXPORTS": str(exports.folder), "PINLAKE_MIGRATION_SLICES": "1"}
     stack = LocalAirflow(home, port=18_080, spark_master="local[1]", retry_delay_s=1, env=env)
     with stack:
-        for dag_id in ("nightly_pins", "index_release"):
+        for dag_id in ("nightly_pins", "index_release", "taste_profiles"):
             stack.api.unpause(dag_id)
         yield stack
     assert not stack.is_running()
@@ -52,12 +55,6 @@ def run(airflow: LocalAirflow, dag_id: str, run_id: str) -> str:
 
 # A demo's second day has so many broken pins for its size that the gate would be right to stop it.
 LENIENT = {"min_coverage": 0.1}
-
-
-def run_night_and_release(airflow: LocalAirflow, ds: str) -> None:
-    asked_at = datetime.now(UTC)
-    assert run(airflow, "nightly_pins", airflow.api.trigger_day("nightly_pins", ds, LENIENT)) == "success"
-    assert run(airflow, "index_release", airflow.api.find_run("index_release", ds, after=asked_at)) == "success"
 
 
 def nights(lake: Lake) -> list[dict[str, Any]]:
@@ -98,7 +95,9 @@ def wait_for_task(airflow: LocalAirflow, run_id: str, task_id: str) -> None:
 
 
 def test_a_night_lands_embeds_checks_and_releases(airflow: LocalAirflow, lake: Lake) -> None:
-    run_night_and_release(airflow, DAY_1)
+    asked_at = datetime.now(UTC)
+    assert run(airflow, "nightly_pins", airflow.api.trigger_day("nightly_pins", DAY_1, LENIENT)) == "success"
+    assert run(airflow, "index_release", airflow.api.find_run("index_release", DAY_1, after=asked_at)) == "success"
     (night,) = nights(lake)
     assert (night["status"], night["ds"]) == ("passed", DAY_1)
     assert night["landed"] == night["embedded"] + night["quarantined"] > 0
@@ -106,6 +105,27 @@ def test_a_night_lands_embeds_checks_and_releases(airflow: LocalAirflow, lake: L
     live = open_live(lake)
     assert live.manifest.rows == night["embedded"]
     assert live.manifest.days == [DAY_1]
+
+
+def test_the_night_starts_the_taste_graph_which_is_whole_and_reported(
+    airflow: LocalAirflow, lake: Lake, tmp_path: Path
+) -> None:
+    (run_id,) = [r["dag_run_id"] for r in airflow.api.runs("taste_profiles") if r["partition_key"] == DAY_1]
+    assert run(airflow, "taste_profiles", run_id) == "success"
+    airflow.api.pause("taste_profiles")  # one night of it is enough here
+    live = live_graph_id(lake)
+    assert live is not None and live == graph_of_run(lake, run_id)
+    assert read_manifest(lake, live).sides["pins"].nodes > 0
+    related = read_rows(lake.open(RELATED_PINS)).to_pylist()
+    assert any(row["related"] for row in related) and {row["graph_id"] for row in related} == {live}
+    interests = read_rows(lake.open(USER_INTERESTS)).to_pylist()
+    assert interests and {(row["ds"], row["embedding_version"]) for row in interests} == {(DAY_1, LIVE)}
+    faults: list[str] = []
+    (check,) = last_checks(lake, faults)
+    assert (check.run_id, check.graph_id, check.passed, faults) == (run_id, live, True, [])
+    write_report(lake, tmp_path / "report.html")
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert live in page and "A map of interests" in page and "What we would show" in page
 
 
 def test_a_day_without_an_export_fails_and_says_so(airflow: LocalAirflow) -> None:
