@@ -53,7 +53,9 @@ def make_map(sample: InterestSample) -> InterestMap:
 def group(vectors_ND: Floats, most: int = GROUPS) -> Ids:
     """The k-means group of each vector (N,), numbered by size."""
     count = max(1, min(most, len(vectors_ND) // 3))
-    means = _faiss.Kmeans(vectors_ND.shape[1], count, niter=25, seed=1, spherical=True, min_points_per_centroid=1)
+    spread_out = _faiss.ClusteringInitMethod_KMEANS_PLUS_PLUS
+    setting = {"niter": 25, "nredo": 4, "seed": 1, "spherical": True, "min_points_per_centroid": 1, "init_method": spread_out}
+    means = _faiss.Kmeans(vectors_ND.shape[1], count, **setting)
     means.train(np.ascontiguousarray(vectors_ND))
     nearest = means.index.search(np.ascontiguousarray(vectors_ND), 1)[1][:, 0]
     _, dense, sizes = np.unique(nearest, return_inverse=True, return_counts=True)

@@ -15,6 +15,7 @@ from demo.days import DEMO_DAYS
 from embedding.contracts import BOARDS, PINS, RELATED_PINS, SAVES, USER_INTERESTS, TableContract
 from embedding.tables.lake import Lake
 from embedding.tables.scan import read_rows
+from embedding.taste.checks import last_checks
 from embedding.taste.graph import GraphError
 from embedding.taste.store import graph_of_run, graph_uri, live_graph_id, open_graph, read_manifest
 
@@ -148,6 +149,10 @@ def test_a_graph_does_not_go_live_while_somebody_has_no_interests(
     assert check_taste.main(["--home", copy.home, "--run-id", "first"]) == 3
     assert "users have no interests made of what they have saved" in caplog.text
     assert live_graph_id(copy) is None
+    noted = {check.run_id: check for check in last_checks(copy, [])}
+    assert noted["before"].passed and noted["before"].counts.edges_before is None
+    assert not noted["first"].passed and noted["first"].graph_id == graph_of_run(copy, "first")
+    assert noted["first"].counts.up_to_date == noted["first"].counts.users - 1
 
 
 def test_a_damaged_graph_is_refused(lake: Lake, tmp_path: Path) -> None:
