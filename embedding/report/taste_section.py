@@ -182,9 +182,14 @@ def _profile(profile: Profile) -> Html:
         )
         for interest in profile.interests
     ]
-    if profile.recommended:
-        rows.append(_profile_row("What we would show", f"diversity {profile.diversity:.2f}", profile.recommended))
-    return element("div", element("h4", f"User {profile.user_id}", element("small", said)), rows, class_="profile card")
+    shown = _profile_row("What we would show", f"diversity {profile.diversity:.2f}", profile.recommended)
+    return element(
+        "div",
+        element("h4", f"User {profile.user_id}", element("small", said)),
+        element("div", rows, class_="interests"),
+        shown if profile.recommended else None,
+        class_="profile card",
+    )
 
 
 def _profile_row(name: str, said: str, pins: list[Tile]) -> Html:
