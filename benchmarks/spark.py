@@ -48,22 +48,31 @@ def submit(
 
     conf: properties over the laptop's. group: as `memory_group` gives it. Raises ProgramFailedError.
     """
+    return run(submission(program, *args, master=master, conf=conf), environment=environment, group=group)
+
+
+def submission(program: str, *args: str, master: str = "local[2]", conf: Mapping[str, str] | None = None) -> list[str]:
+    """The command that `submit` runs."""
     properties = LAPTOP_SPARK_CONF | dict(conf or {})
     settings = [part for name, value in properties.items() for part in ("--conf", f"{name}={value}")]
     submit_script = str(Path(sys.executable).parent / "spark-submit")
-    return run([submit_script, "--master", master, *settings, str(REPO / program), *args], environment=environment, group=group)
+    return [submit_script, "--master", master, *settings, str(REPO / program), *args]
 
 
-def run(command: Sequence[str], *, environment: Mapping[str, str] | None = None, group: Path | None = None) -> Run:
-    """Runs a command with the environment that Spark's programs need here. Raises ProgramFailedError."""
-    env = os.environ | {
+def program_environment() -> dict[str, str]:
+    """What Spark's programs need here."""
+    return os.environ | {
         "PYSPARK_PYTHON": sys.executable,
         "PYSPARK_DRIVER_PYTHON": sys.executable,
         "SPARK_LOCAL_IP": "127.0.0.1",
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]),
         "PYTHONPATH": os.pathsep.join(filter(None, [str(REPO), os.environ.get("PYTHONPATH")])),
-        **(environment or {}),
     }
+
+
+def run(command: Sequence[str], *, environment: Mapping[str, str] | None = None, group: Path | None = None) -> Run:
+    """Runs a command with the environment that Spark's programs need here. Raises ProgramFailedError."""
+    env = program_environment() | dict(environment or {})
     if group:
         command = ["sh", "-c", 'echo $$ > "$0" && exec "$@"', str(group / "cgroup.procs"), *command]
     started = time.monotonic()

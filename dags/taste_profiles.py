@@ -4,7 +4,8 @@
 2. **graph**: adjacency shards of all current saves.
 3. **relate**: walks from the pins that have a board on which something changed.
 4. **interests**: clusters of each user whose history changed.
-5. **check**: nobody without interests, no pin without a row, none that names a pin that has left, the live release's encoder,
+5. **boards**: a vector of each board whose pins changed.
+6. **check**: nobody without interests, no pin without a row, none that names a pin that has left, the live release's encoder,
    about as many edges and interests as before. Then the graph is live; otherwise the one before stays.
 
 Starts with the asset `pin_embeddings`, which `nightly_pins` emits once its gate passed. It reads all days that passed, so that
@@ -34,8 +35,8 @@ with DAG(
     graph = spark_job("graph", "build_graph.py")
     relate = spark_job("relate", "relate_pins.py", execution_timeout=timedelta(hours=6))
     interests = spark_job("interests", "build_interests.py", encoder=chosen["live"], execution_timeout=timedelta(hours=6))
-
+    boards = spark_job("boards", "embed_boards.py", encoder=chosen["live"], execution_timeout=timedelta(hours=6))
     check = spark_job("check", "check_taste.py", encoder=chosen["live"], retry_policy=StopWhenCheckFails())
 
     graph >> relate >> check
-    chosen >> interests >> check
+    chosen >> [interests, boards] >> check

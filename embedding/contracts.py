@@ -468,8 +468,9 @@ RELATED_PINS = TableContract(
 USER_INTERESTS = TableContract(
     name="user_interests",
     about=(
-        "What a user saves, as clusters of pins: one row an interest, on the days on which the user's history had changed. The "
-        "rows of a user's latest day under an encoder are the current ones; who has no save left has one row there, of size 0."
+        "What a user saves, as clusters of pins: one row an interest, on the days on which the user's history had changed. "
+        "Of a user's latest day under an encoder the rows of the greatest revision are the current ones; who has no save left "
+        "has one row there, of size 0."
     ),
     schema=pa.schema(
         [
@@ -477,23 +478,26 @@ USER_INTERESTS = TableContract(
             pa.field("cluster", pa.int64(), nullable=False),
             pa.field("embedding_version", pa.string(), nullable=False),
             pa.field("ds", pa.string(), nullable=False),
+            pa.field("revision", pa.int64(), nullable=False),
             pa.field("medoid_pin", pa.int64()),
             pa.field("embedding", pa.list_(pa.float32())),
             pa.field("importance", pa.float64(), nullable=False),
             pa.field("size", pa.int64(), nullable=False),
             pa.field("label", pa.string()),
             pa.field("pins", pa.list_(pa.int64())),
+            pa.field("saved_at", pa.list_(TIMESTAMP)),
             pa.field("history_hash", pa.int64(), nullable=False),
             pa.field("run_id", pa.string(), nullable=False),
         ]
     ),
     partition_by=("embedding_version", "ds"),
-    key=("user_id", "cluster", "embedding_version", "ds"),
+    key=("user_id", "cluster", "embedding_version", "ds", "revision"),
     meanings={
         "user_id": "The user.",
         "cluster": "The interest's number among the user's, kept from day to day while its medoid stays near; -1 for none.",
         "embedding_version": "The encoder whose vectors were clustered.",
         "ds": _DS,
+        "revision": "0 of a night's rows; greater, and growing, of rows written within the day, until its night replaces them.",
         "medoid_pin": "The pin of the interest that is nearest to its others; null for none.",
         "embedding": "The medoid's vector: a query for more of the kind.",
         "importance": (
@@ -503,14 +507,64 @@ USER_INTERESTS = TableContract(
         "size": "Pins in it, of the user's 500 latest saves.",
         "label": "The tags of its pins that say most, or null.",
         "pins": "The pins in it, saved last first; null for none.",
+        "saved_at": "When each of them was saved last (UTC), to the minute; null for none.",
         "history_hash": "xxHash64 of the history that was clustered: while it is the same, the user is not clustered again.",
         "run_id": _RUN_ID,
     },
     constraints=_DAY_CHECK,
 )
 
+BOARD_EMBEDDINGS = TableContract(
+    name="board_embeddings",
+    about=(
+        "What a board is about, as one vector: one row a board and day on which its pins had changed. The row of a board's "
+        "latest day under an encoder is the current one; a board that is deleted, or has no pin left, has one of size 0 there."
+    ),
+    schema=pa.schema(
+        [
+            pa.field("board_id", pa.int64(), nullable=False),
+            pa.field("embedding_version", pa.string(), nullable=False),
+            pa.field("ds", pa.string(), nullable=False),
+            pa.field("embedding", pa.list_(pa.float32())),
+            pa.field("medoid_pin", pa.int64()),
+            pa.field("size", pa.int64(), nullable=False),
+            pa.field("cohesion", pa.float32()),
+            pa.field("label", pa.string()),
+            pa.field("history_hash", pa.int64(), nullable=False),
+            pa.field("run_id", pa.string(), nullable=False),
+        ]
+    ),
+    partition_by=("embedding_version", "ds"),
+    key=("board_id", "embedding_version", "ds"),
+    meanings={
+        "board_id": "The board.",
+        "embedding_version": "The encoder whose vectors were averaged.",
+        "ds": _DS,
+        "embedding": f"Mean of its pins' vectors, {EMBEDDING_DIM} float32 values, L2-normalised; null for none.",
+        "medoid_pin": "The pin that is nearest to that mean: its cover; null for none.",
+        "size": "Pins on it, of its 500 latest.",
+        "cohesion": "Length of the mean before it was normalised: 1 where all its pins are alike, near 0 without any likeness.",
+        "label": "The tags of its pins that say most, or null.",
+        "history_hash": "xxHash64 of the pins that were averaged: while it is the same, the board is left alone.",
+        "run_id": _RUN_ID,
+    },
+    constraints=_DAY_CHECK,
+)
+
 TABLES: dict[str, TableContract] = {
-    t.name: t for t in (PINS, BOARDS, SAVES, PIN_EMBEDDINGS, QUARANTINE, NIGHTS, RELEASES, RELATED_PINS, USER_INTERESTS)
+    t.name: t
+    for t in (
+        PINS,
+        BOARDS,
+        SAVES,
+        PIN_EMBEDDINGS,
+        QUARANTINE,
+        NIGHTS,
+        RELEASES,
+        RELATED_PINS,
+        USER_INTERESTS,
+        BOARD_EMBEDDINGS,
+    )
 }
 
 EXPORT_SCHEMAS: dict[str, pa.Schema] = {

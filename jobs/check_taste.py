@@ -20,12 +20,12 @@ from embedding.contracts import NIGHTS, RELATED_PINS, USER_INTERESTS
 from embedding.encoder.config import ConfigError
 from embedding.index.release import ReleaseError, live_version
 from embedding.quality.taste import MOST_CHANGE, TasteCounts, check_taste
-from embedding.tables.lake import Lake, partition_is
+from embedding.tables.lake import Lake
 from embedding.taste import store
 from embedding.taste.checks import TasteCheck, write_check
 from embedding.taste.graph import GraphError, GraphManifest
-from jobs.build_interests import earlier_days, histories, latest_only, state_until
 from jobs.current import CurrentState, described_pins
+from jobs.histories import CURRENT, days_until, earlier_days, histories, latest_only, state_until
 from jobs.inputs import LATEST
 from jobs.relate_pins import edges_of, graph_before
 from jobs.session import EXIT_GATE_FAILED, arguments, job_encoder, log, read_table, run_program, spark_session
@@ -54,8 +54,8 @@ def count_taste(spark: SparkSession, lake: Lake, manifest: GraphManifest, state:
     related = current_related(spark, lake).persist()
     named = related.select(F.explode("related").alias("pin_id"))
     users = histories(spark, lake, state, described_pins(spark, lake, state, ("pin_id",))).persist()
-    table, columns = lake.open(USER_INTERESTS), ["user_id", "ds", "history_hash", "size"]
-    now = latest_only(read_table(spark, table, columns, partition_is(embedding_version=state.embedding_version))).persist()
+    table, columns = lake.open(USER_INTERESTS), ["user_id", *CURRENT, "history_hash", "size"]
+    now = latest_only(read_table(spark, table, columns, days_until(state))).persist()
     before = latest_only(read_table(spark, table, columns, earlier_days(state, state.days[-1])))
     made_of = users.join(now.where(F.col("size") > 0), ["user_id", "history_hash"], "left_semi")
     live = store.live_graph_id(lake)

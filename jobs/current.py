@@ -22,7 +22,7 @@ from embedding.index.release import ReleaseError
 from embedding.index.tuning import TOP
 from embedding.tables.lake import DataFile, Lake, PartitionFilter, data_files
 from embedding.tables.nights import passed_days
-from embedding.tables.scan import projected_schema, scan_file
+from embedding.tables.scan import Wanted, projected_schema, scan_file
 from jobs.session import ArrowRows, map_arrow, map_items, read_table
 
 PIN_COLUMNS = ("pin_id", "board_id", "title", "image_uri")
@@ -75,11 +75,13 @@ def current_vectors(
     state: CurrentState,
     columns: Sequence[str] = ("embedding",),
     bounds: Ids | None = None,
+    wanted: Wanted | None = None,
 ) -> DataFrame:
     """ROW_KEY and `columns` of the vectors of the state's days: a pin's vectors of earlier days among them.
 
     `embedding` is the bytes of its float32 (`batch_vectors`): Spark moves a list value by value, and bytes at once. With
-    `bounds`, the first pin id of each piece of an index but the first, there is the number of a row's `piece` too.
+    `bounds`, the first pin id of each piece of an index but the first, there is the number of a row's `piece` too. With
+    `wanted` those rows alone are read.
     """
     table = lake.open(PIN_EMBEDDINGS, state.pin_embeddings_version)
     schema = projected_schema(table, [*ROW_KEY, *columns])
@@ -87,7 +89,7 @@ def current_vectors(
     given = pa.schema([*((f.name, pa.binary()) if f.name == "embedding" else f for f in schema), *numbered])
 
     def read(file: DataFile) -> ArrowRows:
-        for batch in scan_file(file, schema):
+        for batch in scan_file(file, schema, wanted):
             found = [_as_bytes(batch.column(f.name)) if f.name == "embedding" else batch.column(f.name) for f in schema]
             if bounds is not None:
                 found.append(piece_numbers(batch, bounds))

@@ -16,7 +16,7 @@ import os
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 
-from embedding.contracts import PIN_EMBEDDINGS, QUARANTINE, USER_INTERESTS
+from embedding.contracts import BOARD_EMBEDDINGS, PIN_EMBEDDINGS, QUARANTINE, USER_INTERESTS
 from embedding.encoder.config import ConfigError
 from embedding.encoder.store import (
     Role,
@@ -70,7 +70,7 @@ def retire(lake: Lake, version: str, run_id: str) -> None:
         delete_release(lake, manifest.release_id)
     counts = [
         remove_partitions(lake, contract, partition_is(embedding_version=version), run_id=run_id)
-        for contract in (QUARANTINE, PIN_EMBEDDINGS, USER_INTERESTS)
+        for contract in (QUARANTINE, PIN_EMBEDDINGS, USER_INTERESTS, BOARD_EMBEDDINGS)
     ]
     unmark_fresh(lake, version)
     log.info("%s: retired; %d days of vectors and %d releases deleted", version, counts[1], len(releases))

@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Protocol
 
 import faiss
@@ -51,14 +52,15 @@ FINAL_ROWS = 1_000_000
 FINALIST = 0.1
 """A kind of index whose best recipe answers this share of the fastest's queries is tried again on more vectors: of a million
 texts a graph was three times as fast as lists at a recall of 0.99, and on 50,000 of them half as fast."""
-AS_GOOD = 0.92
-"""Recipes whose throughput is this share of the best are as good: the smallest of them is taken. Two that differ in nothing
-but how finely they refine lie within 6% of each other: at 0.95 noise decided whether ten million pins take twice the memory."""
+AS_GOOD, SMALLER = 0.92, 0.75
+"""A recipe whose throughput is this share of the best, and that takes this share of its bytes or less, is the better one. Two
+that differ in nothing but how finely they refine lie within 6% of each other: at 0.95 noise decided whether ten million pins
+take twice the memory. What hardly saves anything does not give up speed for it."""
 
 _MEASURE_S = 0.15
 _GAIN = 0.001
-_CLOSER_LINES, _CLOSER_STEPS = 2, 2
-"""Around the goal: so many factors of refinement, so many settings of each, which come within a fifth of the least effort."""
+_CLOSER_LINES, _CLOSER_STEPS = 2, 3
+"""Around the goal: so many factors of refinement, so many settings of each, which come within a tenth of the least effort."""
 
 
 @dataclass(frozen=True)
@@ -154,7 +156,7 @@ def candidates(rows: int, dim: int, bytes_budget: float | None = None) -> list[s
     found = ["Flat", "SQ8"] if rows <= 200_000 else []
     found += plain
     if rows <= 2_000_000:
-        found += ["HNSW16,SQbf16", "HNSW16,SQ8"] if rows >= 1_000 else []
+        found += ["HNSW16,SQbf16", "HNSW16,SQ8", "HNSW24,SQ8"] if rows >= 1_000 else []
     tight = bytes_budget is not None and all(_least_bytes(name, dim) > bytes_budget for name in found)
     if lists > 1 and (rows >= 20_000 or tight):
         coarse = f"IVF{lists}" + ("_HNSW32" if lists >= COARSE_GRAPH_FROM else "")
@@ -243,7 +245,7 @@ def try_recipe(factory: str, vectors_ND: Floats, ids_N: Ids, queries_QD: Floats,
 
 
 def choose(trials: Sequence[Trial], rows: int, wanted: Wanted, chosen_by: str) -> Choice:
-    """The fastest recipe that reaches the goal within the budget; the smallest of those that are about as fast.
+    """The fastest recipe that reaches the goal within the budget; or one that is about as fast and much smaller.
 
     Where none does both, the budget is kept and the highest recall taken. Raises ValueError where nothing fits the budget.
     """
@@ -267,8 +269,10 @@ def choose(trials: Sequence[Trial], rows: int, wanted: Wanted, chosen_by: str) -
 
 
 def _smallest_of_the_fastest(reached: Sequence[Trial]) -> Trial:
-    fastest = max(trial.point.qps for trial in reached)
-    return min((t for t in reached if t.point.qps >= AS_GOOD * fastest), key=lambda trial: trial.bytes_a_vector)
+    fastest = max(reached, key=lambda trial: trial.point.qps)
+    as_fast = (trial for trial in reached if trial.point.qps >= AS_GOOD * fastest.point.qps)
+    smaller = (trial for trial in as_fast if trial.bytes_a_vector <= SMALLER * fastest.bytes_a_vector)
+    return min(smaller, key=lambda trial: trial.bytes_a_vector, default=fastest)
 
 
 def finalists(trials: Sequence[Trial], rows: int) -> list[str]:
@@ -299,11 +303,14 @@ def sweep(
     *,
     latencies: bool = True,
     goals: Sequence[float] = (),
+    certain: bool = True,
 ) -> list[SearchPoint]:
     """The settings that are worth having: none of them is both slower and less exact than another; fastest first.
 
-    Efforts are doubled, and looked at more closely where they come to the goal, or to each of `goals`.
+    Efforts are doubled, and looked at more closely where they come to the goal, or to each of `goals`: where the lower end of
+    the recall's interval does or, unless `certain`, the recall itself.
     """
+    reaches = _reaches_for_certain if certain else _reaches
     measured: list[SearchPoint] = []
     index.search(queries_QD, TOP + 1, next(next(_lines_of_settings(factory))))  # what was just built or opened is cold
     for line in _lines_of_settings(factory):
@@ -319,27 +326,41 @@ def sweep(
         if len(measured) > 1 and max(point.recall_at_10 for point in measured) - best_before < _GAIN:
             break
     for goal in goals or (wanted.recall_goal,):
-        for under, above in _around(measured, goal):
-            measured += _closer(index, under, above, goal, queries_QD, truth, wanted.threads)
+        for under, above in _around(measured, partial(reaches, goal)):
+            measured += _closer(index, under, above, partial(reaches, goal), queries_QD, truth, wanted.threads)
     measured = _steady(measured)
     frontier = [point for point in measured if not any(_dominates(other, point) for other in measured)]
     frontier.sort(key=lambda point: -point.qps)
     return [_with_latencies(index, point, queries_QD) if latencies else point for point in frontier]
 
 
-def _around(measured: Sequence[SearchPoint], goal: float) -> list[tuple[SearchPoint, SearchPoint]]:
+def _reaches(goal: float, point: SearchPoint) -> bool:
+    return point.recall_at_10 >= goal
+
+
+def _reaches_for_certain(goal: float, point: SearchPoint) -> bool:
+    return point.recall_low >= goal
+
+
+def _around(measured: Sequence[SearchPoint], reaches: Callable[[SearchPoint], bool]) -> list[tuple[SearchPoint, SearchPoint]]:
     """Of the fastest lines that reach the goal: the last setting that misses it, and the first that does not."""
     found = []
     for factor in {point.setting.k_factor for point in measured}:
         line = sorted((p for p in measured if p.setting.k_factor == factor), key=lambda point: _effort(point.setting))
-        first = next((number for number, point in enumerate(line) if point.recall_low >= goal), 0)
+        first = next((number for number, point in enumerate(line) if reaches(point)), 0)
         if first:
             found.append((line[first - 1], line[first]))
     return sorted(found, key=lambda pair: -pair[1].qps)[:_CLOSER_LINES]
 
 
 def _closer(
-    index: Searchable, under: SearchPoint, above: SearchPoint, goal: float, queries_QD: Floats, truth: Truth, threads: int
+    index: Searchable,
+    under: SearchPoint,
+    above: SearchPoint,
+    reaches: Callable[[SearchPoint], bool],
+    queries_QD: Floats,
+    truth: Truth,
+    threads: int,
 ) -> list[SearchPoint]:
     """Settings between two of one line, each at the geometric mean of the nearest ones around the goal."""
     found = []
@@ -349,7 +370,7 @@ def _closer(
             break
         name = "ef_search" if above.setting.ef_search else "nprobe"
         found.append(_measure(index, replace(above.setting, **{name: effort}), queries_QD, truth, threads))
-        under, above = (under, found[-1]) if found[-1].recall_low >= goal else (found[-1], above)
+        under, above = (under, found[-1]) if reaches(found[-1]) else (found[-1], above)
     return found
 
 

@@ -163,7 +163,12 @@ def transaction_app(partition: Partition) -> str:
 
 def partition_version(table: DeltaTable, partition: Partition) -> int:
     """How often this partition has been committed: read it when planning, hand it to `replace_partition`."""
-    return table.transaction_version(transaction_app(partition)) or 0
+    return counter(table, transaction_app(partition))
+
+
+def counter(table: DeltaTable, app: str) -> int:
+    """The last number that a Delta transaction of this name has written; 0 before the first."""
+    return table.transaction_version(app) or 0
 
 
 def _remove_action(row: Mapping[str, Any], partition: Partition, now_ms: int) -> RemoveAction:
@@ -176,9 +181,9 @@ def _remove_action(row: Mapping[str, Any], partition: Partition, now_ms: int) ->
     )
 
 
-def _actions(table: DeltaTable, partition: Partition, staged: Sequence[StagedFile]) -> list[AddAction | RemoveAction]:
+def _add_actions(partition: Partition, staged: Sequence[StagedFile]) -> list[AddAction]:
     now_ms = int(time.time() * 1000)
-    adds = [
+    return [
         AddAction(
             path=file.path,
             size=file.size_bytes,
@@ -189,13 +194,16 @@ def _actions(table: DeltaTable, partition: Partition, staged: Sequence[StagedFil
         )
         for file in staged
     ]
+
+
+def _remove_actions(table: DeltaTable, partition: Partition) -> list[RemoveAction]:
+    now_ms = int(time.time() * 1000)
     present = pa.table(table.get_add_actions(flatten=True)).to_pylist()
-    removes = [
+    return [
         _remove_action(row, partition, now_ms)
         for row in present
         if all(row[f"partition.{key}"] == value for key, value in partition.items())
     ]
-    return [*removes, *adds]
 
 
 def discard(lake: Lake, contract: TableContract, staged: Sequence[StagedFile]) -> None:
@@ -231,23 +239,74 @@ def replace_partition(
         expected_version: `partition_version` of the snapshot that the caller planned with.
         sleep: Waits between attempts; a parameter for tests.
     """
+    app = transaction_app(partition)
+
+    def actions(table: DeltaTable) -> list[AddAction | RemoveAction]:
+        return [*_remove_actions(table, partition), *_add_actions(partition, staged)]
+
+    counters = {app: expected_version}
+    return _commit(lake, contract, partition, staged, actions, counters, {app: expected_version + 1}, run_id, sleep)
+
+
+def append_once(
+    lake: Lake,
+    contract: TableContract,
+    partition: Partition,
+    staged: Sequence[StagedFile],
+    *,
+    seen: Mapping[str, int],
+    moved: Mapping[str, int],
+    run_id: str,
+    sleep: Callable[[float], None] = time.sleep,
+) -> int:
+    """Adds `staged` to `partition`, in one Delta transaction that moves counters with it. Returns the table's new version.
+
+    A counter is a Delta transaction identifier: a table keeps the last number of each. Where one of `seen` has another number
+    than the caller planned with, or gets one at the same moment, DayChangedError is raised: nothing was committed, and the
+    staged files are gone. So whoever counts his batches adds each of them once, however often he is killed.
+
+    Args:
+        partition: A value for every partition column of the table.
+        seen: Counters as `counter` gave them for the snapshot that was planned with.
+        moved: Counters with their new numbers.
+        sleep: Waits between attempts; a parameter for tests.
+    """
+
+    def actions(_: DeltaTable) -> list[AddAction | RemoveAction]:
+        return [*_add_actions(partition, staged)]
+
+    return _commit(lake, contract, partition, staged, actions, seen, moved, run_id, sleep)
+
+
+def _commit(
+    lake: Lake,
+    contract: TableContract,
+    partition: Partition,
+    staged: Sequence[StagedFile],
+    actions: Callable[[DeltaTable], list[AddAction | RemoveAction]],
+    seen: Mapping[str, int],
+    moved: Mapping[str, int],
+    run_id: str,
+    sleep: Callable[[float], None],
+) -> int:
+    """Commits what `actions` gives for the latest snapshot, as long as the counters `seen` stay; then they are as `moved`."""
     if set(partition) != set(contract.partition_by):
         raise ValueError(f"{contract.name} is partitioned by {contract.partition_by}, not by {tuple(partition)}")
+    # A counter that is only watched is written as it was: who moves it at the same moment is in conflict, and one of us fails.
+    transactions = [Transaction(app, number) for app, number in sorted({**seen, **moved}.items())]
+    properties = CommitProperties(
+        app_transactions=transactions, custom_metadata={"run_id": run_id, "partition": transaction_app(partition)}
+    )
     for attempt in range(_MAX_COMMIT_ATTEMPTS):
         table = lake.open(contract)
-        if partition_version(table, partition) != expected_version:
+        if changed := [app for app, number in seen.items() if counter(table, app) != number]:
             if names_any(table, staged):
                 return table.version()  # our own commit, whose answer was lost: what the log names is never deleted
             discard(lake, contract, staged)
-            raise DayChangedError(f"{contract.name}, {transaction_app(partition)}: committed by another run meanwhile")
-        actions = _actions(table, partition, staged)
-        transaction = Transaction(transaction_app(partition), expected_version + 1)
-        properties = CommitProperties(
-            app_transactions=[transaction], custom_metadata={"run_id": run_id, "partition": transaction_app(partition)}
-        )
+            raise DayChangedError(f"{contract.name}, {', '.join(changed)}: committed by another run meanwhile")
         try:
             table.create_write_transaction(
-                actions, "append", table.schema(), list(contract.partition_by), commit_properties=properties
+                actions(table), "append", table.schema(), list(contract.partition_by), commit_properties=properties
             )
             return DeltaTable(lake.table_uri(contract)).version()
         except CommitFailedError:

@@ -108,6 +108,19 @@ def medoid_of(vectors_ND: Floats, members: NDArray[np.intp]) -> int:
     return int(members[np.argmax(np.round(own @ own.sum(axis=0), 6))])
 
 
+def centre_of(vectors_ND: Floats) -> tuple[Floats, float, int]:
+    """What many pins are about: their mean (D,), L2-normalised, its length before, and the pin that is nearest to it.
+
+    Where the pins cancel each other out the mean says nothing, and the first pin stands for them.
+    """
+    mean_D = vectors_ND.mean(axis=0, dtype=np.float64)
+    length = float(np.linalg.norm(mean_D))
+    if length < 1e-6:
+        return vectors_ND[0], length, 0
+    centre_D = (mean_D / length).astype(np.float32)
+    return centre_D, length, int(np.argmax(np.round(vectors_ND @ centre_D, 6)))
+
+
 def keep_numbers(medoids_CD: Floats, before: tuple[Ids, Floats] | None, same_above: float) -> Ids:
     """Numbers of today's interests (C,): those of the night before where the medoids are near, new ones otherwise.
 

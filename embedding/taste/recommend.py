@@ -59,13 +59,15 @@ class Recommendation:
 def read_interests(lake: Lake, embedding_version: str, user_id: int) -> list[UserInterest]:
     """A user's current interests under an encoder, most important first.
 
-    Files are looked up newest day first, by their ids; the first day that has the user is the current one. Raises
-    UnknownUserError for a user without any.
+    Files are looked up newest day first, by their ids; the first day that has the user is the current one, and of its rows
+    those of the greatest revision. Raises UnknownUserError for a user without any.
     """
     if not lake.exists(USER_INTERESTS):
         raise UnknownUserError(f"nobody's interests are known under {embedding_version} yet: run jobs/build_interests.py")
     table = lake.snapshot(USER_INTERESTS)
-    schema = projected_schema(table, ["cluster", "medoid_pin", "embedding", "importance", "size", "label", "pins", "user_id"])
+    schema = projected_schema(
+        table, ["cluster", "medoid_pin", "embedding", "importance", "size", "label", "pins", "user_id", "revision"]
+    )
     wanted = Wanted("user_id", column_keys(pa.array([user_id], pa.int64())))
     files = data_files(table, lambda partition: partition["embedding_version"] == embedding_version)
     if not files:
@@ -75,7 +77,8 @@ def read_interests(lake: Lake, embedding_version: str, user_id: int) -> list[Use
         for file in (file for file in files if file.partition["ds"] == day):
             rows += [row for batch in scan_file(file, schema, wanted) for row in batch.to_pylist()]
         if rows:
-            found = [_interest(row) for row in rows if row["size"]]
+            last = max(row["revision"] for row in rows)
+            found = [_interest(row) for row in rows if row["size"] and row["revision"] == last]
             if found:
                 return sorted(found, key=lambda interest: (-interest.importance, interest.cluster))
             break

@@ -37,6 +37,7 @@ SPARK_TASKS = {
     ("taste_profiles", "graph"): "build_graph.py",
     ("taste_profiles", "relate"): "relate_pins.py",
     ("taste_profiles", "interests"): "build_interests.py",
+    ("taste_profiles", "boards"): "embed_boards.py",
     ("taste_profiles", "check"): "check_taste.py",
     ("requeue_pins", "requeue"): "requeue_pins.py",
     ("requeue_pins", "publish"): "publish_index.py",

@@ -64,6 +64,15 @@ def test_what_is_current_is_told_from_the_newest_days_alone(taste_lake: Lake) ->
     assert not len(current_users(taste_lake, "pinclip-other-0123456789ab").user_ids)
 
 
+def test_of_a_day_the_rows_of_the_last_revision_are_current(taste_lake: Lake) -> None:
+    within_the_day = [interest(6, cluster, DAYS[2], revision=7, label="just now") for cluster in range(2)]
+    append(taste_lake, USER_INTERESTS, within_the_day)
+    users = current_users(taste_lake, VERSION)
+    sample = sample_interests(taste_lake, users)
+    assert users.interests[users.user_ids == 6].tolist() == [2] and sample is not None
+    assert {sample.labels[i] for i in np.flatnonzero(sample.user_ids == 6)} == {"just now"}
+
+
 def test_a_sample_has_whole_users_the_same_ones_every_day(taste_lake: Lake) -> None:
     users = current_users(taste_lake, VERSION)
     every, some = sample_interests(taste_lake, users), sample_interests(taste_lake, users, most=12)
