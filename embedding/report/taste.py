@@ -98,9 +98,8 @@ def current_users(lake: Lake, embedding_version: str, most_rows: int = MOST_ROWS
 
 
 def _schema(table: DeltaTable, *columns: str) -> pa.Schema:
-    """Those columns, beside the ones that say what is current. Tables of an earlier pinlake have no revision."""
-    every = set(pa.schema(table.schema().to_arrow()).names)
-    return projected_schema(table, [name for name in ("user_id", "ds", "revision", *columns) if name in every])
+    """Those columns, beside the ones that say what is current."""
+    return projected_schema(table, ["user_id", "ds", "revision", *columns])
 
 
 def current_only(rows: pa.Table) -> pa.Table:
@@ -113,9 +112,7 @@ def current_only(rows: pa.Table) -> pa.Table:
         return rows
     days = rows["ds"].combine_chunks().dictionary_encode()
     rank_of = np.argsort(np.argsort(np.array(days.dictionary.to_pylist(), dtype=str)))
-    moments = rank_of[days.indices.to_numpy()] << 40
-    if "revision" in rows.schema.names:
-        moments = moments + rows["revision"].to_numpy()
+    moments = (rank_of[days.indices.to_numpy()] << 40) + rows["revision"].to_numpy()
     user_ids, of_row = np.unique(rows["user_id"].to_numpy(), return_inverse=True)
     latest = np.full(len(user_ids), -1, np.int64)
     np.maximum.at(latest, of_row, moments)
