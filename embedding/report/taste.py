@@ -25,7 +25,7 @@ from embedding.taste.interests import DEFAULT_SETTING, Floats, Ids
 
 MOST_ROWS = 1_000_000
 """Rows of `user_interests` whose users are looked at: 24 MB."""
-MOST_INTERESTS = 1_500
+MOST_INTERESTS = 2_000
 """Interests on the map: placing them takes the square of their number in time and memory."""
 DAYS_SHOWN = 30
 
