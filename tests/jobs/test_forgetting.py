@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -221,6 +221,17 @@ def versions(lake: Lake) -> dict[str, int]:
     return {name: lake.open(contract).version() for name, contract in TABLES.items()}
 
 
+def killed_at(commit: Callable[..., Any], table: TableContract) -> Callable[..., Any]:
+    """A commit that ends the program when it comes to a table."""
+
+    def run(lake: Lake, contract: TableContract, *args: Any, **kwargs: Any) -> Any:
+        if contract is table:
+            raise KeyboardInterrupt
+        return commit(lake, contract, *args, **kwargs)
+
+    return run
+
+
 @pytest.fixture(scope="module")
 def forgotten(deleted: Story, run_night: RunNight) -> Story:
     """Forgotten at once, then vacuumed without a retention: in two runs, the live release holds both in the first."""
@@ -238,10 +249,16 @@ def forgotten(deleted: Story, run_night: RunNight) -> Story:
     assert versions(lake) == seen
 
     live = LiveRelease(lake)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(forget, "commit_rewrites", killed_at(forget.commit_rewrites, SAVES))
+        with pytest.raises(KeyboardInterrupt):
+            forget.main([*at_once, "--run-id", "killed"])
+    assert state(lake) == before
     assert forget.main([*at_once, "--run-id", "first"]) == 3, "the live release and the live graph are as old as that"
     assert not live.refresh(), "no change to those who follow the tables"
     done = StepStatistics.read(lake, "maintenance", "first", "forget")
-    assert {name: of["rows"] for name, of in done["tables"].items()} == {n: of["rows"] for n, of in told["tables"].items()}
+    for name, table in done["tables"].items():  # those before it were done by the run that was killed
+        assert table["rows"] == (0 if name in ("pins", "boards") else told["tables"][name]["rows"]), name
     assert done["copies"] == told["copies"]
     assert done["copies"]["live"] == [f"release {live_release_id(lake)}", f"graph {live_graph_id(lake)}"]
     assert [release.release_id for release in list_releases(lake)] == [live_release_id(lake)]
