@@ -129,15 +129,17 @@ def of_quarantine(deletions: Deletions, contract: TableContract, files: Sequence
 
 
 def of_derived(deletions: Deletions, contract: TableContract, files: Sequence[DataFile]) -> DataFrame:
-    """Rows that are not current, rows up to the day on which what they are about was deleted, and those that say that nothing
-    is left, once they are the last ones: before, what they take back would count again."""
+    """Rows that were not current any more on the last day that counts, rows up to the day on which what they are about was
+    deleted, and those that say that nothing is left.
+
+    What a later day took the place of stays: that day, done again, compares with it. And a row that says that nothing is left
+    stays while there are earlier ones, which would count again.
+    """
     made = next(made for made in DERIVED if made.contract is contract)
     entity, order = list(made.entity), [name for name in LATEST_BY if name in contract.schema.names]
     columns = [*entity, *order, *([made.nothing] if made.nothing else [])]
     rows = _read(deletions, contract, files, *columns).withColumn("order", F.struct(*order)).persist()
-    every = read_table(deletions.spark, deletions.lake.open(contract), list(dict.fromkeys([*entity, *order])))
-    every = every.withColumn("order", F.struct(*order)).groupBy(*entity)
-    of_entity = every.agg(F.max("order").alias("last"), F.min("order").alias("first"))
+    of_entity = rows.groupBy(*entity).agg(F.max("order").alias("last"), F.min("order").alias("first"))
     placed = rows.join(of_entity, entity, "inner")
     gone = F.col("order") < F.col("last")
     if made.nothing:

@@ -44,7 +44,7 @@ LATEST_BY = ("ds", "revision")
 
 @dataclass(frozen=True)
 class Derived:
-    """A table that is made of others and read by its current rows alone: the rest goes, whoever's it is.
+    """A table that is made of others and read by its current rows alone: what has not been current for long goes, whoever's.
 
     entity: The columns that name whose rows these are, a pin, a board or a user first.
     nothing: A number, or a list, that is 0 or empty in a row that says that there is nothing any more; None without such rows.

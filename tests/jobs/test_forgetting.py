@@ -210,7 +210,7 @@ def state(lake: Lake) -> dict[str, Any]:
         "vectors": sorted((row["pin_id"], row["ds"], *row["embedding"]) for row in vectors if (row["pin_id"],) in pins),
         "related": {of for of, row in latest(lake, RELATED_PINS, "pin_id").items() if row["related"]},
         "interests": sorted(
-            (row["user_id"], row["cluster"], row["medoid_pin"], *row["pins"])
+            (row["user_id"], row["medoid_pin"], *row["pins"])  # numbers are anew where a day is done again
             for row in rows(lake, USER_INTERESTS)
             if row["size"] and row["ds"] == interests[row["user_id"], row["embedding_version"]]["ds"]
         ),

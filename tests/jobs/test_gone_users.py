@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import shutil
 from pathlib import Path
 from typing import Any
@@ -77,7 +76,7 @@ def day(lake: Lake, ds: str) -> dict[int, dict[str, Any]]:
     return {row["pin_id"]: row for row in read_rows(lake.open(PINS)).to_pylist() if row["ds"] == ds}
 
 
-@pytest.mark.parametrize("order", list(itertools.permutations((FIRST, SECOND, THIRD))), ids=" ".join)
+@pytest.mark.parametrize("order", [(FIRST, SECOND, THIRD), (SECOND, FIRST, THIRD), (THIRD, SECOND, FIRST)], ids=" ".join)
 def test_nothing_of_a_deleted_user_counts_in_whichever_order_days_land(
     spark_environment: None, exports: Path, tmp_path: Path, order: tuple[str, ...]
 ) -> None:
