@@ -32,8 +32,8 @@ def save(ds: str, user: int, pin_id: int, board: int, **other: Any) -> Row:
 def write_day(exports: Path, ds: str, rows: Mapping[str, Sequence[Row]]) -> None:
     """A day's export; `pins` has a file, if only of no rows, and what is not named has none."""
     folder = Path(export_day_folder(str(exports), ds))
-    for entity, of_entity in ({"pins": []} | dict(rows)).items():
+    for entity in sorted({"pins", *rows}):
         (folder / entity).mkdir(parents=True, exist_ok=True)
         schema = pa.schema([field.with_nullable(True) for field in EXPORT_SCHEMAS[entity]])
-        pq.write_table(pa.Table.from_pylist(list(of_entity), schema), folder / entity / "part-0.parquet")
+        pq.write_table(pa.Table.from_pylist(list(rows.get(entity, [])), schema), folder / entity / "part-0.parquet")
     (folder / SUCCESS_MARKER).touch()

@@ -35,6 +35,7 @@ from embedding.index.live import LiveRelease
 from embedding.index.recall import Floats
 from embedding.index.release import list_releases, live_release_id, read_candidate
 from embedding.tables.lake import Lake
+from embedding.tables.maintenance import commit_rewrites
 from embedding.tables.scan import read_rows
 from embedding.taste.graph import UnknownUserError
 from embedding.taste.recommend import Recommender, read_interests
@@ -142,7 +143,7 @@ def deleted(story: Story, run_night: RunNight) -> Story:
     """The night after it, on which both are deleted; seen by a reader, then released, related and profiled."""
     lake, (anna, _) = story.lake, story.other
     board = next(board for (board,), row in current(lake, BOARDS).items() if row["user_id"] == anna)
-    day = {
+    day: dict[str, list[Row]] = {
         "pins": [
             pin(DELETED, PIN, anna, board, None, deleted=True),
             pin(DELETED, NEW, anna, board, "A fox in a field"),
@@ -221,13 +222,13 @@ def versions(lake: Lake) -> dict[str, int]:
     return {name: lake.open(contract).version() for name, contract in TABLES.items()}
 
 
-def killed_at(commit: Callable[..., Any], table: TableContract) -> Callable[..., Any]:
+def killed_at(table: TableContract) -> Callable[..., Any]:
     """A commit that ends the program when it comes to a table."""
 
     def run(lake: Lake, contract: TableContract, *args: Any, **kwargs: Any) -> Any:
         if contract is table:
             raise KeyboardInterrupt
-        return commit(lake, contract, *args, **kwargs)
+        return commit_rewrites(lake, contract, *args, **kwargs)
 
     return run
 
@@ -250,7 +251,7 @@ def forgotten(deleted: Story, run_night: RunNight) -> Story:
 
     live = LiveRelease(lake)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(forget, "commit_rewrites", killed_at(forget.commit_rewrites, SAVES))
+        patch.setattr("jobs.forget.commit_rewrites", killed_at(SAVES))
         with pytest.raises(KeyboardInterrupt):
             forget.main([*at_once, "--run-id", "killed"])
     assert state(lake) == before

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from embedding.contracts import BOARDS, PINS, QUARANTINE, SAVES, USERS, TableContract
-from embedding.tables.lake import Lake
+from embedding.tables.lake import Lake, replace_in_order
 from embedding.tables.scan import read_rows
-from tests.jobs.platform_days import pin, save, write_day
+from tests.jobs.platform_days import Row, pin, save, write_day
 
 FIRST, SECOND, THIRD = "2026-11-18", "2026-11-19", "2026-11-20"
 ANNA, BERT = 100, 200
@@ -22,7 +22,7 @@ ANNAS, BERTS = 10, 20
 def exports(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Anna and Bert; on the second day Anna is deleted; on the third she is back, and has nothing but a new pin."""
     folder = tmp_path_factory.mktemp("exports")
-    first = {
+    first: dict[str, list[Row]] = {
         "pins": [pin(FIRST, 1, ANNA, ANNAS, "a pear"), pin(FIRST, 2, BERT, BERTS, "an apple"), pin(FIRST, 3, BERT, BERTS, "x")],
         "boards": [
             {"board_id": ANNAS, "user_id": ANNA, "title": "fruit"},
@@ -35,7 +35,7 @@ def exports(tmp_path_factory: pytest.TempPathFactory) -> Path:
             save(FIRST, BERT, 2, BERTS),
         ],
     }
-    second = {
+    second: dict[str, list[Row]] = {
         # Made on the day that she left; the other one is Bert's from that day on.
         "pins": [
             pin(SECOND, 4, ANNA, ANNAS, "a plum"),
@@ -45,7 +45,7 @@ def exports(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "saves": [save(SECOND, ANNA, 5, ANNAS)],
         "users": [{"user_id": ANNA, "deleted": True}, {"user_id": BERT, "deleted": False}, {"user_id": None, "deleted": True}],
     }
-    third = {"pins": [pin(THIRD, 6, ANNA, 11, "a fig")], "saves": [save(THIRD, ANNA, 2, 11)]}
+    third: dict[str, list[Row]] = {"pins": [pin(THIRD, 6, ANNA, 11, "a fig")], "saves": [save(THIRD, ANNA, 2, 11)]}
     for ds, rows in {FIRST: first, SECOND: second, THIRD: third}.items():
         write_day(folder, ds, rows)
     return folder
@@ -110,9 +110,7 @@ def test_nothing_of_a_deleted_user_counts_in_whichever_order_days_land(
 def test_a_deletion_that_lands_beside_an_earlier_day_is_seen_by_one_of_them(
     spark_environment: None, exports: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from jobs import land_exports
-
-    lake, replace = Lake(str(tmp_path)), land_exports.replace_in_order
+    lake = Lake(str(tmp_path))
     raced: list[str] = []
 
     def race(*args: Any, **kwargs: Any) -> None:
@@ -120,9 +118,9 @@ def test_a_deletion_that_lands_beside_an_earlier_day_is_seen_by_one_of_them(
         if not raced:
             raced.append(SECOND)
             land(lake, exports, SECOND, "other")
-        replace(*args, **kwargs)
+        replace_in_order(*args, **kwargs)
 
-    monkeypatch.setattr(land_exports, "replace_in_order", race)
+    monkeypatch.setattr("jobs.land_exports.replace_in_order", race)
     land(lake, exports, FIRST)
     land(lake, exports, THIRD)
     assert state(lake) == LEFT
