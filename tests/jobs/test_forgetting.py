@@ -66,6 +66,7 @@ class Story:
     other: tuple[int, int]
     vectors: list[Floats] = field(default_factory=list)
     versions: dict[str, int] = field(default_factory=dict)
+    held: dict[str, list[str]] = field(default_factory=dict)
 
 
 def rows(lake: Lake, contract: TableContract) -> list[Row]:
@@ -240,6 +241,7 @@ def forgotten(deleted: Story, run_night: RunNight) -> Story:
 
     lake = deleted.lake
     at_once = ["--home", lake.home, "--forget-days", "0"]
+    deleted.held = all_traces(lake, deleted.vectors)
     before, seen, files = state(lake), versions(lake), sorted(Path(lake.home).rglob("*.parquet"))
     assert forget.main([*at_once, "--run-id", "dry", "--dry-run"]) == 3
     assert (versions(lake), sorted(Path(lake.home).rglob("*.parquet"))) == (seen, files)
@@ -309,10 +311,10 @@ def without_tombstones(path: Path, table: pa.Table, of: str) -> pa.Table:
         for name in (field.name for field in TABLES[of].file_schema if field.nullable):
             assert tombstones[name].null_count == tombstones.num_rows, f"{path}: {name} of a deletion"
         return table.filter(pc.invert(table["deleted"]))
-    if "stage=land" in path.parts:  # the pin's id and the reason
-        assert table["image_uri"].null_count == table["source_sha256"].null_count == table.num_rows
-        return table.drop_columns(["pin_id"])
-    return table
+    blank = of == QUARANTINE.name and table["image_uri"].null_count == table["source_sha256"].null_count == table.num_rows
+    return (
+        table.drop_columns(["pin_id"]) if blank and "stage=land" in path.parts else table
+    )  # the reason beside it, and no more
 
 
 def traces(home: Path, path: Path, vectors: list[Floats]) -> list[str]:
@@ -340,18 +342,27 @@ def traces(home: Path, path: Path, vectors: list[Floats]) -> list[str]:
     return found
 
 
-def test_no_file_of_the_lake_holds_more_of_them_than_an_id_of_a_deletion(forgotten: Story) -> None:
-    home = Path(forgotten.lake.home)
+def all_traces(lake: Lake, vectors: list[Floats]) -> dict[str, list[str]]:
+    """What the files of a lake hold of the pin and the user, by the file's path in it."""
+    home = Path(lake.home)
     files = [path for path in sorted(home.rglob("*")) if path.is_file()]
-    assert {".parquet", ".npy", ".faiss", ".json"} <= {path.suffix for path in files}
-    found = {str(path.relative_to(home)): held for path in files if (held := traces(home, path, forgotten.vectors))}
-    assert found == {}
+    return {str(path.relative_to(home)): held for path in files if (held := traces(home, path, vectors))}
+
+
+def test_no_file_of_the_lake_holds_more_of_them_than_an_id_of_a_deletion(forgotten: Story) -> None:
+    assert {path.suffix for path in Path(forgotten.lake.home).rglob("*")} >= {".parquet", ".npy", ".faiss", ".json"}
+    assert all_traces(forgotten.lake, forgotten.vectors) == {}
     assert [row["user_id"] for row in rows(forgotten.lake, USERS)] == [USER]
     assert {row["pin_id"] for row in rows(forgotten.lake, PINS) if row["deleted"]} >= {PIN, THEIRS, UNREADABLE, LAST}
 
 
-def test_traces_are_found_where_there_are_some(story: Story, tmp_path: Path) -> None:
-    """What the test above looks for, it finds: in files as the programs write them."""
+def test_traces_were_found_where_there_were_some(forgotten: Story, story: Story, tmp_path: Path) -> None:
+    """What the test above looks for, it finds: in files as the programs had written them."""
+    tables = ("pins", "boards", "saves", "pin_embeddings", "quarantine", "related_pins", "user_interests")
+    for folder in (*(f"tables/{name}/" for name in tables), "releases/pins/", "graphs/", "training/"):
+        assert any(path.startswith(folder) for path in forgotten.held), folder
+    told = {said for held in forgotten.held.values() for said in held}
+    assert told >= {"title: a word", "image_uri: a word", "embedding: a vector", "pin_id: an id", "user_id: an id"}
     pq.write_table(
         pa.table({"pins": [[1, PIN]], "embedding": [story.vectors[0]], "title": ["A Quokka"]}), tmp_path / "a.parquet"
     )
