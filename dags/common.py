@@ -12,6 +12,7 @@ Settings (read where a DAG file is parsed, so set them alike for scheduler, DAG 
 | PINLAKE_INDEX_BYTES_A_VECTOR | what an index may take a vector, pin id included | no limit |
 | PINLAKE_RELEASES_KEPT | releases of an encoder that stay, besides those that LIVE names | 7 |
 | PINLAKE_TABLE_RETENTION_HOURS | hours for which files of tables stay that are no longer needed | 168 |
+| PINLAKE_FORGET_DAYS | days for which a deletion can be taken back; then what was deleted leaves the tables' older days | 7 |
 | PINLAKE_MIGRATION_SLICES | into how many tasks a migration's days are dealt | 4 |
 | PINLAKE_JOBS | folder of the Spark programs | jobs/ beside dags/ |
 | PINLAKE_SPARK_CONF | JSON object of Spark properties, added to those below | {} |
@@ -96,6 +97,11 @@ def releases_kept() -> str:
 def table_retention_hours() -> int:
     """For how many hours a table's files stay that its current version does not need."""
     return int(os.environ.get("PINLAKE_TABLE_RETENTION_HOURS") or 168)
+
+
+def forget_days() -> int:
+    """For how many days the tables keep the rows of what was deleted."""
+    return int(os.environ.get("PINLAKE_FORGET_DAYS") or 7)
 
 
 def migration_slices() -> int:

@@ -1,4 +1,8 @@
-"""The tables' upkeep, once a week: few large files in the order of their ids, a short log, nothing on disk that nobody needs.
+"""The tables' upkeep, once a week: what was deleted is forgotten, files are few, logs short, and nothing is kept in vain.
+
+**forget**: what was deleted `forget_days` ago or earlier is taken out of the tables' older days; releases, training sets and
+graphs that were made of it and are as old go, too. Fails where the live release or graph is that old: then the nightly ones do
+not get through any more. What is left of a deletion, where and for how long: docs/decisions/0015-forgetting.md.
 
 **maintain**, table by table:
 
@@ -9,7 +13,7 @@
    the live release and those to go back to refer to stay readable, however old they are.
 
 Saturdays at 06:00 UTC, and by hand: with `dry_run` it says what it would do, table by table, and changes none. What was done is
-in its log and in `$PINLAKE_HOME/runs/ds=maintenance/<run>/maintain.json`. It runs beside nights, releases and migrations, never
+in the tasks' logs and in `$PINLAKE_HOME/runs/ds=maintenance/<run>/`. It runs beside nights, releases and migrations, never
 beside itself. Killed at any point, it goes on when its task is cleared. (docs/decisions/0008-maintenance.md)
 """
 
@@ -19,14 +23,14 @@ from datetime import timedelta
 
 from airflow.sdk import DAG, CronTriggerTimetable, Param
 
-from dags.common import first_night, spark_job, table_retention_hours, task_policy
+from dags.common import StopWhenCheckFails, first_night, forget_days, spark_job, table_retention_hours, task_policy
 
 MAINTENANCE_POOL = "maintenance"
 """Pool of what rewrites and deletes the tables' files (dags/pools.json): beside the nights, in nobody's place."""
 
 with DAG(
     dag_id="table_maintenance",
-    description="Rewrite small files, shorten the logs, delete what nobody needs.",
+    description="Forget what was deleted, rewrite small files, shorten the logs, delete what nobody needs.",
     doc_md=__doc__,
     tags=["pinlake", "tables"],
     schedule=CronTriggerTimetable("0 6 * * 6", timezone="UTC", run_immediately=timedelta(0)),  # as in nightly_pins
@@ -43,8 +47,23 @@ with DAG(
             minimum=24,
             description="How long files stay that are no longer needed. Never less than the longest night takes.",
         ),
+        "forget_days": Param(
+            forget_days(), type="integer", minimum=1, description="For how many days a deletion can still be taken back."
+        ),
     },
 ) as dag:
+    # Neither waits for the other's success: the pool lets one of them run at a time.
+    forget = spark_job(
+        "forget",
+        "forget.py",
+        "--forget-days",
+        "{{ params.forget_days }}",
+        "{{ '--dry-run' if params.dry_run else '' }}",
+        pool=MAINTENANCE_POOL,
+        priority_weight=2,
+        retry_policy=StopWhenCheckFails(),
+        execution_timeout=timedelta(hours=12),
+    )
     maintain = spark_job(
         "maintain",
         "maintain_tables.py",

@@ -36,6 +36,12 @@ ENCODERS_FOLDER = "encoders"
 FRESH_MARKER, RETIRED_MARKER = "FRESH", "RETIRED"
 """Files in an encoder's folder: nights embed each day under it beside the live one; its vectors and releases are deleted."""
 
+FORGOTTEN_SOURCE = hashlib.sha256(b"forgotten").hexdigest()
+"""`source_sha256` of a row of `pins` that was an export's and is a deletion now: its content was taken out, or never landed."""
+
+IMPLIED_SOURCE = hashlib.sha256(b"implied by the deletion of a user").hexdigest()
+"""`source_sha256` of a deletion of a pin that no export had: its maker was deleted on that day."""
+
 
 class Reason(StrEnum):
     """Why a row is in `quarantine`. The value is what the table holds."""
@@ -167,8 +173,11 @@ PINS = TableContract(
         "image_uri": "Where the picture is: absolute, or null for a pin without one.",
         "created_at": "When the pin was made (UTC).",
         "updated_at": "When it was last changed (UTC).",
-        "deleted": "True on the day the pin was deleted; such a row carries the id alone.",
-        "source_sha256": "SHA-256 of what the export says of the content: image URI, text, time of change.",
+        "deleted": "True on the day the pin was deleted, or where its row was forgotten; such a row carries the id alone.",
+        "source_sha256": (
+            "SHA-256 of what the export says of the content: image URI, text, time of change; a fixed one in a row that was "
+            "forgotten or that a user's deletion implies."
+        ),
         "export_sha256": _EXPORT,
         "run_id": _RUN_ID,
     },
@@ -198,7 +207,7 @@ BOARDS = TableContract(
         "user_id": "Its owner.",
         "title": "Its title, or null.",
         "created_at": "When it was made (UTC).",
-        "deleted": "True on the day the board was deleted.",
+        "deleted": "True on the day the board was deleted, or where its row was forgotten; such a row carries the id alone.",
         "export_sha256": _EXPORT,
         "run_id": _RUN_ID,
     },
@@ -229,6 +238,33 @@ SAVES = TableContract(
         "ds": _DS,
         "saved_at": "When (UTC).",
         "deleted": "True on the day the save was taken back.",
+        "export_sha256": _EXPORT,
+        "run_id": _RUN_ID,
+    },
+    constraints=_DAY_CHECK,
+)
+
+USERS = TableContract(
+    name="users",
+    about=(
+        "Who was deleted, and when: what a user had made and saved until the end of that day counts for nothing. Rows of later "
+        "days count again. Nothing else is kept of a user, so most users have no row."
+    ),
+    schema=pa.schema(
+        [
+            pa.field("user_id", pa.int64(), nullable=False),
+            pa.field("ds", pa.string(), nullable=False),
+            pa.field("deleted", pa.bool_(), nullable=False),
+            pa.field("export_sha256", pa.string(), nullable=False),
+            pa.field("run_id", pa.string(), nullable=False),
+        ]
+    ),
+    partition_by=("ds",),
+    key=("user_id", "ds"),
+    meanings={
+        "user_id": "The user.",
+        "ds": _DS,
+        "deleted": "True on the day the user was deleted; a row with false says that they are there, and changes nothing.",
         "export_sha256": _EXPORT,
         "run_id": _RUN_ID,
     },
@@ -295,12 +331,12 @@ QUARANTINE = TableContract(
     meanings={
         "ds": _DS,
         "stage": "`land` (the row itself was unusable) or `embed` (its picture or its vector was).",
-        "entity": "`pin`, `board` or `save`.",
+        "entity": "`pin`, `board`, `save` or `user`.",
         "pin_id": "The pin, where the row had one.",
         "embedding_version": "The encoder that could not read it; null for `land`.",
         "reason": "One of: " + ", ".join(f"`{reason}`" for reason in Reason) + ".",
         "detail": "The error's text, or the offending value, cut to 500 characters.",
-        "image_uri": "The picture's address, where the row had one.",
+        "image_uri": "The picture's address, where the row had one; of stage `land` for some days only.",
         "content_sha256": "As in `pin_embeddings`, where the bytes could be read.",
         "source_sha256": "As in `pins`, where the row had one.",
         "run_id": _RUN_ID,
@@ -312,7 +348,7 @@ _COUNTS = {
     "landed": "Rows of pins in the export that were no deletions; in a migration's row those that are their pin's latest.",
     "new": "Of the usable ones: pins not alive before this day; 0 in a migration's row.",
     "changed": "Of the usable ones: pins alive before this day; 0 in a migration's row.",
-    "deleted": "Deletions; 0 in a migration's row.",
+    "deleted": "Deletions, with those that a user's deletion implies; 0 in a migration's row.",
     "embedded": "Pins with a vector.",
     "encoded": "Contents that went through the encoder in this run.",
     "reused": "Pins whose vector was already known: `embedded - encoded`.",
@@ -557,6 +593,7 @@ TABLES: dict[str, TableContract] = {
         PINS,
         BOARDS,
         SAVES,
+        USERS,
         PIN_EMBEDDINGS,
         QUARANTINE,
         NIGHTS,
@@ -600,14 +637,16 @@ EXPORT_SCHEMAS: dict[str, pa.Schema] = {
             pa.field("deleted", pa.bool_()),
         ]
     ),
+    "users": pa.schema([pa.field("user_id", pa.int64(), nullable=False), pa.field("deleted", pa.bool_())]),
 }
-"""A day's export: folders `pins`, `boards` and `saves` of Parquet. The ids are required (`nullable=False`), and so is
+"""A day's export: folders `pins`, `boards`, `saves` and `users` of Parquet. The ids are required (`nullable=False`), and so is
 `image_uri` as a column; a missing other column reads as null, `deleted` as false. Columns not named here are ignored."""
 
 REQUIRED_EXPORT_COLUMNS: dict[str, tuple[str, ...]] = {
     "pins": ("pin_id", "board_id", "user_id", "image_uri"),
     "boards": ("board_id", "user_id"),
     "saves": ("user_id", "pin_id", "board_id"),
+    "users": ("user_id", "deleted"),
 }
 
 

@@ -15,7 +15,7 @@ from typing import Any
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
-from embedding.contracts import NIGHTS, PIN_EMBEDDINGS, PINS, QUARANTINE
+from embedding.contracts import IMPLIED_SOURCE, NIGHTS, PIN_EMBEDDINGS, PINS, QUARANTINE
 from embedding.encoder.config import ConfigError
 from embedding.index.release import ReleaseError
 from embedding.quality.gate import NightCounts, check_counts, check_vectors
@@ -44,8 +44,9 @@ def count_new(pins_before: DataFrame, usable: DataFrame) -> int:
 
 def count_night(spark: SparkSession, lake: Lake, ds: str, version: str, run_id: str, exported: int) -> NightCounts:
     pins = lake.open(PINS)
-    day = read_table(spark, pins, ["pin_id", "deleted"], partition_is(ds=ds)).persist()
-    of_day = one_row(day.agg(F.count_if("deleted").alias("deleted"), F.count_if(~F.col("deleted")).alias("usable")))
+    day = read_table(spark, pins, ["pin_id", "deleted", "source_sha256"], partition_is(ds=ds)).persist()
+    implied = F.count_if(F.col("source_sha256") == IMPLIED_SOURCE).alias("implied")
+    of_day = one_row(day.agg(F.count_if("deleted").alias("deleted"), F.count_if(~F.col("deleted")).alias("usable"), implied))
     usable = day.where(~F.col("deleted"))
     earlier, of_the_day = (lambda partition: str(partition["ds"]) < ds), wanted_rows(usable, "pin_id")
     before = find_rows(spark, pins, ["pin_id", "deleted", "ds"], earlier, of_the_day)
@@ -64,7 +65,7 @@ def count_night(spark: SparkSession, lake: Lake, ds: str, version: str, run_id: 
 
     quarantined = read_table(spark, lake.open(QUARANTINE), ["entity"], of_this_night).where(F.col("entity") == "pin")
     return NightCounts(
-        exported=exported,
+        exported=exported + of_day.implied,
         deleted=of_day.deleted,
         landed_usable=of_day.usable,
         new=count_new(before, usable),

@@ -1,9 +1,10 @@
-"""Lands a day's export in the tables `pins`, `boards` and `saves`; rows that cannot land go to `quarantine`.
+"""Lands a day's export in the tables `pins`, `boards`, `saves` and `users`; rows that cannot land go to `quarantine`.
 
     spark-submit jobs/land_exports.py --home .pinlake --exports .pinlake/exports --ds 2026-11-18 --run-id by-hand
 
-Each table's day is replaced by one Delta commit, `pins` last. An export that has landed already, byte for byte, changes
-nothing. Of two rows with one key the later `updated_at` lands (a deletion wins a tie), the other is quarantined.
+Each table's day is replaced by one Delta commit, `users` first and `pins` last. An export that has landed already, byte for
+byte, changes nothing. Of two rows with one key the later `updated_at` lands (a deletion wins a tie), the other is quarantined.
+What users have who were deleted on the day, or on a later one that has landed, lands as deletions (jobs/gone_users.py).
 """
 
 from __future__ import annotations
@@ -17,12 +18,13 @@ import pyarrow.compute as pc
 from pyspark.sql import DataFrame, SparkSession, Window
 from pyspark.sql import functions as F
 
-from embedding.contracts import BOARDS, EXPORT_SCHEMAS, PINS, QUARANTINE, SAVES, Reason, Stage, TableContract
+from embedding.contracts import BOARDS, EXPORT_SCHEMAS, PINS, QUARANTINE, SAVES, USERS, Reason, Stage, TableContract
 from embedding.tables.exports import (
     ENTITY_OF,
     JUDGED_COLUMNS,
     ExportError,
     ExportFile,
+    cut_detail,
     export_sha256,
     file_sha256,
     find_export,
@@ -31,6 +33,7 @@ from embedding.tables.exports import (
 )
 from embedding.tables.lake import DayChangedError, Lake, Replacement, partition_is, partition_version, replace_in_order
 from embedding.tables.staging import StagedFile, Stager
+from jobs.gone_users import gone_users, land_users, names_gone_users, with_implied, without_content
 from jobs.session import (
     ArrowRows,
     StepStatistics,
@@ -46,8 +49,8 @@ from jobs.session import (
     with_columns,
 )
 
-CONTRACTS: dict[str, TableContract] = {"boards": BOARDS, "saves": SAVES, "pins": PINS}
-KEYS = {"pins": ["pin_id"], "boards": ["board_id"], "saves": ["user_id", "pin_id", "board_id"]}
+CONTRACTS: dict[str, TableContract] = {"users": USERS, "boards": BOARDS, "saves": SAVES, "pins": PINS}
+KEYS = {name: [column for column in contract.key if column != "ds"] for name, contract in CONTRACTS.items()}
 ORDER = {"pins": "updated_at", "boards": "created_at", "saves": "saved_at"}
 
 
@@ -58,14 +61,15 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def hash_files(spark: SparkSession, files: list[ExportFile]) -> dict[str, str]:
-    """The export's fingerprint, an entity at a time, hashed by the executors."""
+    """The export's fingerprint, an entity at a time, hashed by the executors; of users only where there is a file of them."""
     schema = pa.schema([("entity", pa.string()), ("sha256", pa.string())])
 
     def digest(file: ExportFile) -> ArrowRows:
         yield pa.RecordBatch.from_pylist([{"entity": file.entity, "sha256": file_sha256(file.uri)}], schema=schema)
 
     rows = map_items(spark, files, digest, schema).collect()
-    return {name: export_sha256(name, [row.sha256 for row in rows if row.entity == name]) for name in CONTRACTS}
+    found = {name: [row.sha256 for row in rows if row.entity == name] for name in CONTRACTS}
+    return {name: export_sha256(name, hashes) for name, hashes in found.items() if hashes or name != "users"}
 
 
 def read_judged(spark: SparkSession, entity: str, files: list[ExportFile]) -> DataFrame:
@@ -80,7 +84,8 @@ def read_judged(spark: SparkSession, entity: str, files: list[ExportFile]) -> Da
 
 def transform(entity: str, judged: DataFrame) -> DataFrame:
     """Marks all but one of the usable rows that share a key as duplicates."""
-    order = [F.col(ORDER[entity]).desc_nulls_last(), F.col("deleted").desc(), F.xxhash64(*judged.columns).asc()]
+    latest = [F.col(ORDER[entity]).desc_nulls_last()] if entity in ORDER else []
+    order = [*latest, F.col("deleted").desc(), F.xxhash64(*judged.columns).asc()]
     usable = F.col("reason").isNull()
     rank = F.row_number().over(Window.partitionBy(usable, *KEYS[entity]).orderBy(*order))
     duplicate = usable & (F.col("rank") > 1)
@@ -112,17 +117,10 @@ def stage_rows(lake: Lake, entity: str, ds: str, constants: dict[str, str | None
             bad = with_columns(bad, constants | extra)
             if "pin_id" not in bad.schema.names:
                 bad = bad.append_column("pin_id", pa.nulls(bad.num_rows, pa.int64()))
-            rejected.add(_cut_detail(bad))
+            rejected.add(cut_detail(bad))
         landed.flush()
         rejected.flush()
     return [*landed.files, *rejected.files]
-
-
-def _cut_detail(batch: pa.RecordBatch) -> pa.RecordBatch:
-    for name in ("detail", "image_uri"):
-        index = batch.schema.get_field_index(name)
-        batch = batch.set_column(index, name, pc.utf8_slice_codeunits(batch.column(index), 0, 500))
-    return batch
 
 
 def already_landed(spark: SparkSession, lake: Lake, ds: str, hashes: dict[str, str]) -> bool:
@@ -137,7 +135,7 @@ def combined(hashes: dict[str, str]) -> str:
 
 
 TABLES = {"quarantine": QUARANTINE, **CONTRACTS}
-"""In the order of their commits: quarantine, boards, saves and last pins, whose commit says that the day is in."""
+"""In the order of their commits, but for users, which are first of all; last are pins, whose commit says that the day is in."""
 
 
 def day_partitions(ds: str) -> dict[str, dict[str, str | None]]:
@@ -149,15 +147,23 @@ def day_partitions(ds: str) -> dict[str, dict[str, str | None]]:
 def land_day(
     spark: SparkSession, lake: Lake, files: list[ExportFile], ds: str, run_id: str, sha256: str, seen: dict[str, int]
 ) -> None:
-    """Stages every entity, then commits. `seen`: each table's number of the day, read before the day was looked at."""
+    """Stages and commits users, then the others. `seen`: each table's number of the day, read before the day was looked at."""
     constants: dict[str, str | None] = {"export_sha256": sha256, "run_id": run_id}
     partitions = day_partitions(ds)
     staged: dict[str, list[StagedFile]] = {name: [] for name in TABLES}
-    for entity in CONTRACTS:
-        rows = transform(entity, read_judged(spark, entity, files))
+
+    def stage_entity(entity: str, rows: DataFrame) -> None:
         for name, found in stage(rows, partial(stage_rows, lake, entity, ds, constants)).items():
             staged[name] += found
-    changes = [Replacement(TABLES[name], partitions[name], staged[name], seen[name]) for name in TABLES]
+
+    if any(file.entity == "users" for file in files):
+        stage_entity("users", transform("users", read_judged(spark, "users", files)))
+    land_users(lake, staged.pop("users"), ds, run_id, seen["users"])
+    gone = gone_users(spark, lake, ds)
+    for entity in ("boards", "saves", "pins"):
+        rows = transform(entity, without_content(read_judged(spark, entity, files), gone))
+        stage_entity(entity, with_implied(spark, lake, CONTRACTS[entity], ds, rows))
+    changes = [Replacement(TABLES[name], partitions[name], found, seen[name]) for name, found in staged.items()]
     replace_in_order(lake, changes, run_id=run_id)
 
 
@@ -177,10 +183,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         files = find_export(exports, args.ds)
         hashes = hash_files(spark, files)
         statistics.values["export_pin_rows"] = sum(file.num_rows for file in files if file.entity == "pins")
-        if already_landed(spark, lake, args.ds, hashes):
+        if already_landed(spark, lake, args.ds, hashes) and not names_gone_users(spark, lake, args.ds):
             log.info("%s has landed already, from this very export", args.ds)
-        else:
-            land_day(spark, lake, files, args.ds, args.run_id, combined(hashes), seen)
+            return
+        land_day(spark, lake, files, args.ds, args.run_id, combined(hashes), seen)
+        if names_gone_users(spark, lake, args.ds):
+            raise DayChangedError(f"{args.ds}: another day that landed meanwhile deletes a user")
 
     until_settled(land)
     statistics.write()

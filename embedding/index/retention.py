@@ -9,8 +9,6 @@ from __future__ import annotations
 from collections import defaultdict
 from datetime import UTC, datetime, timedelta
 
-import pyarrow.fs as pafs
-
 from embedding.index.release import MANIFEST, Manifest, list_releases, read_pointer, release_uri
 from embedding.tables import storage
 from embedding.tables.lake import Lake
@@ -46,14 +44,4 @@ def delete_release(lake: Lake, release_id: str) -> None:
 
 def abandoned_folders(lake: Lake, now: datetime | None = None) -> list[str]:
     """Folders of builds and checks that were killed: without a manifest, and with no file younger than ABANDONED_AFTER."""
-    since = (now or datetime.now(UTC)) - ABANDONED_AFTER
-    filesystem, path = storage.filesystem_of(lake.releases_uri)
-    newest: dict[str, datetime] = {}
-    whole = set()
-    for info in filesystem.get_file_info(pafs.FileSelector(path, recursive=True, allow_not_found=True)):
-        folder, _, rest = info.path.removeprefix(path).strip("/").partition("/")
-        if info.mtime is not None and (rest or info.type == pafs.FileType.Directory):
-            newest[folder] = max(info.mtime, newest.get(folder, info.mtime))
-        if rest == MANIFEST:
-            whole.add(folder)
-    return sorted(f"{lake.releases_uri}/{folder}" for folder, at in newest.items() if folder not in whole and at < since)
+    return storage.unfinished_folders(lake.releases_uri, MANIFEST, (now or datetime.now(UTC)) - ABANDONED_AFTER)

@@ -17,7 +17,10 @@ NORM_TOLERANCE = 1e-3
 
 @dataclass(frozen=True)
 class NightCounts:
-    """What one night left in the tables. `exported` comes from the export's Parquet footers, all else from the tables."""
+    """What one night left in the tables.
+
+    exported: Rows by the export's Parquet footers, and the deletions that users' deletions imply. All else is the tables' own.
+    """
 
     exported: int
     deleted: int

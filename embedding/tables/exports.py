@@ -29,7 +29,7 @@ from embedding.tables import storage
 RULES_VERSION = "1"
 """Part of every `export_sha256`: raise it when landing would judge the same export otherwise, so that days land anew."""
 
-ENTITY_OF = {"pins": "pin", "boards": "board", "saves": "save"}
+ENTITY_OF = {"pins": "pin", "boards": "board", "saves": "save", "users": "user"}
 _TEXT_COLUMNS = ("title", "description", "image_uri")
 _READ_ROWS = 8_192
 
@@ -221,3 +221,11 @@ def _text_fault(column: str, text: str | None) -> tuple[Reason, str] | None:
 
 def _source_sha256(image_uri: str | None, text: str, updated_at: object) -> str:
     return hashlib.sha256("\x00".join([image_uri or "", text, str(updated_at)]).encode()).hexdigest()
+
+
+def cut_detail(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """Rows for `quarantine`, `detail` and `image_uri` cut to 500 characters."""
+    for name in ("detail", "image_uri"):
+        index = batch.schema.get_field_index(name)
+        batch = batch.set_column(index, name, pc.utf8_slice_codeunits(batch.column(index), 0, 500))
+    return batch

@@ -1,9 +1,9 @@
 """Upkeep of the tables: few large files in the order of their keys, no file that nobody needs, a log that opens quickly.
 
-Nothing here changes a row (docs/decisions/0008-maintenance.md). A rewrite reads a partition's files and stages as many as its
-rows need; its commit replaces exactly the files that were read, and gives way where a night has replaced the partition
-meanwhile. A night that planned before such a commit and commits after it replaces the rewritten files as it would have
-replaced the others.
+Nothing here changes a row (docs/decisions/0008-maintenance.md); who does is forgetting.py, and replaces files as this does. A
+rewrite reads a partition's files and stages as many as its rows need; its commit replaces exactly the files that were read, and
+gives way where a night has replaced the partition meanwhile. A night that planned before such a commit and commits after it
+replaces the rewritten files as it would have replaced the others.
 """
 
 from __future__ import annotations
@@ -162,9 +162,12 @@ def commit_rewrites(
     staged: Sequence[tuple[Rewrite, Sequence[StagedFile]]],
     *,
     run_id: str,
+    purpose: str = "rewrite",
     sleep: Callable[[float], None] = time.sleep,
 ) -> list[Rewrite]:
     """Replaces the files of several partitions in one Delta transaction. Returns the rewrites that gave way.
+
+    `purpose` is noted in the table's log as `maintenance`.
 
     A partition that another run has committed since it was planned is left as it is, and what was staged for it is deleted.
 
@@ -188,7 +191,7 @@ def commit_rewrites(
         if not wanted:
             return gave_way
         apps = [Transaction(transaction_app(r.partition), r.seen) for r, _ in wanted] if contract.partition_by else None
-        properties = CommitProperties(app_transactions=apps, custom_metadata={"run_id": run_id, "maintenance": "rewrite"})
+        properties = CommitProperties(app_transactions=apps, custom_metadata={"run_id": run_id, "maintenance": purpose})
         try:
             table.create_write_transaction(
                 [action for rewrite, files in wanted for action in _actions(rewrite, files, present)],

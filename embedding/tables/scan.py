@@ -63,12 +63,14 @@ class Wanted:
     once: bool = False
 
     def mask(self, column: pa.Array) -> npt.NDArray[np.bool_]:
-        """Which of the column's values are wanted."""
-        found = column_keys(column)
-        if not len(self.keys):
-            return np.zeros(len(found), np.bool_)
-        nearest = np.minimum(np.searchsorted(self.keys, found), len(self.keys) - 1)
-        return np.equal(self.keys[nearest], found)
+        """Which of the column's values are wanted; null never is."""
+        wanted = np.zeros(len(column), np.bool_)
+        if len(self.keys):
+            found = column_keys(column.drop_null())
+            nearest = np.minimum(np.searchsorted(self.keys, found), len(self.keys) - 1)
+            known = column.is_valid().to_numpy(zero_copy_only=False) if column.null_count else slice(None)
+            wanted[known] = np.equal(self.keys[nearest], found)
+        return wanted
 
     def without(self, column: pa.Array) -> Wanted:
         """What is still wanted after these values."""

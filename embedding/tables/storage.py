@@ -10,6 +10,7 @@ import hashlib
 import os
 import uuid
 from collections.abc import Iterator
+from datetime import datetime
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -176,6 +177,20 @@ def folders(uri: str) -> list[str]:
     filesystem, path = filesystem_of(uri)
     infos = filesystem.get_file_info(pafs.FileSelector(path, allow_not_found=True))
     return sorted(i.base_name for i in infos if i.type == pafs.FileType.Directory and not i.base_name.startswith("."))
+
+
+def unfinished_folders(uri: str, marker: str, since: datetime) -> list[str]:
+    """The folders right below `uri` without a file `marker`, and with nothing written `since`: whose writer was killed."""
+    filesystem, path = filesystem_of(uri)
+    newest: dict[str, datetime] = {}
+    whole = set()
+    for info in filesystem.get_file_info(pafs.FileSelector(path, recursive=True, allow_not_found=True)):
+        folder, _, rest = info.path.removeprefix(path).strip("/").partition("/")
+        if info.mtime is not None and (rest or info.type == pafs.FileType.Directory):
+            newest[folder] = max(info.mtime, newest.get(folder, info.mtime))
+        if rest == marker:
+            whole.add(folder)
+    return sorted(f"{uri}/{folder}" for folder, at in newest.items() if folder not in whole and at < since)
 
 
 def copy_folder(source_uri: str, target_uri: str) -> None:

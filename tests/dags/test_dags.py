@@ -33,6 +33,7 @@ SPARK_TASKS = {
     ("encoder_migration", "check"): "check_index.py",
     ("encoder_migration", "compare"): "compare_encoders.py",
     ("encoder_migration", "cut_over"): "publish_index.py",
+    ("table_maintenance", "forget"): "forget.py",
     ("table_maintenance", "maintain"): "maintain_tables.py",
     ("taste_profiles", "graph"): "build_graph.py",
     ("taste_profiles", "relate"): "relate_pins.py",
