@@ -2,7 +2,7 @@
 
     spark-submit jobs/check_taste.py --home .pinlake --run-id by-hand --encoder live
 
-All counts come from the tables. No user who has saved something may be without interests of that history, no pin of the graph
+Users are counted by the tables, pins by the graph's files. No user who has saved something may be without interests of that history, no pin of the graph
 without a row, and no row may name a pin that has left; interests are of the live release's encoder; and edges and interests a
 user are about as many as before. `--most-change 10` lets through what is meant to change. (embedding/quality/taste.py)
 """
@@ -24,8 +24,8 @@ from embedding.taste import store
 from embedding.taste.graph import GraphError, GraphManifest
 from jobs.build_interests import earlier_days, histories, latest_only, state_until
 from jobs.current import CurrentState, described_pins
+from jobs.graph_reads import graph_pins
 from jobs.inputs import LATEST
-from jobs.relate_pins import edges_of, graph_before
 from jobs.session import EXIT_GATE_FAILED, arguments, job_encoder, log, read_table, run_program, spark_session
 
 
@@ -48,7 +48,7 @@ def interests_a_user(rows: DataFrame) -> float | None:
 
 
 def count_taste(spark: SparkSession, lake: Lake, manifest: GraphManifest, state: CurrentState) -> TasteCounts:
-    alive = edges_of(spark, lake, manifest).select("pin_id").distinct().persist()
+    alive = graph_pins(spark, lake, manifest).persist()
     related = current_related(spark, lake).persist()
     named = related.select(F.explode("related").alias("pin_id"))
     users = histories(spark, lake, state, described_pins(spark, lake, state, ("pin_id",))).persist()
@@ -71,9 +71,9 @@ def count_taste(spark: SparkSession, lake: Lake, manifest: GraphManifest, state:
     )
 
 
-def publish(spark: SparkSession, lake: Lake, manifest: GraphManifest) -> None:
+def publish(lake: Lake, manifest: GraphManifest) -> None:
     """Makes the graph live, and deletes those that nothing needs any more."""
-    live, before = store.live_graph_id(lake), graph_before(spark, lake, manifest.days[-1])
+    live, before = store.live_graph_id(lake), store.graph_before(lake, manifest.days[-1])
     store.publish_graph(lake, manifest.graph_id)
     kept = {manifest.graph_id, live, before and before.graph_id}
     for graph_id in store.delete_graphs(lake, [graph_id for graph_id in kept if graph_id]):
@@ -98,7 +98,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         log.error("%s", failure)
     if failures:
         return EXIT_GATE_FAILED
-    publish(spark, lake, manifest)
+    publish(lake, manifest)
     return 0
 
 
