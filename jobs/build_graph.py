@@ -65,8 +65,8 @@ def live_edges(spark: SparkSession, lake: Lake, inputs: Inputs) -> DataFrame:
 
 
 def graph_before(lake: Lake, inputs: Inputs, args: argparse.Namespace) -> tuple[GraphManifest | None, str]:
-    """The graph to make tonight's from; or none, and why. It is the one that `related_pins` was walked over last: the pins to be
-    walked from now are those near what changed since."""
+    """The graph to make tonight's from; or none, and why. It is the one that `related_pins` was walked over last: the pins to
+    be walked from now are those near what changed since."""
     if args.whole:
         return None, "as it was asked for"
     live = store.live_graph_id(lake)

@@ -2,9 +2,10 @@
 
     spark-submit jobs/check_taste.py --home .pinlake --run-id by-hand --encoder live
 
-Users are counted by the tables, pins by the graph's files. No user who has saved something may be without interests of that history, no pin of the graph
-without a row, and no row may name a pin that has left; interests are of the live release's encoder; and edges and interests a
-user are about as many as before. `--most-change 10` lets through what is meant to change. (embedding/quality/taste.py)
+Users are counted by the tables, pins by the graph's files. No user who has saved something may be without interests of that
+history, no pin of the graph without a row, and no row may name a pin that has left; interests are of the live release's
+encoder; and edges and interests a user are about as many as before. `--most-change 10` lets through what is meant to change.
+(embedding/quality/taste.py)
 """
 
 from __future__ import annotations

@@ -92,7 +92,7 @@ class Base:
 class Increment:
     """What a graph has that the one it was made from, `since`, had not.
 
-    added, removed: Edges. An edge that neither of its ends had kept counts as added when it is saved again.
+    added, removed: Edges; one that neither of its ends had kept is not missed when it goes.
     lists: A side's nodes that got another list. new_nodes: A side's. And since the base, of a side: numbered, the nodes that
     have got numbers, and patched, the edges that do not stand in the base.
     """

@@ -159,15 +159,22 @@ def _is_short(graph: Graph, side: str, old: Lists, new: Lists, ids_E: Ids, max_d
 
 
 def _counts(graph: Graph, old: Lists, keys: Ids, touched: Touched, max_degree: int) -> tuple[int, int]:
-    """How many of the pins' touched edges are new, and how many are no more."""
+    """How many of the pins' touched edges are new, and how many are no more.
+
+    Of an edge that both ends may have pruned it is not known whether it was there: it counts as new where it is newer than what
+    the pin kept, and is not missed where it is gone.
+    """
+    rows = keys >> 32
     was = np.isin(keys, _keys(old.rows, old.neighbours))
-    # A pin on more boards than it keeps: the board may have kept it.
-    unsure = np.flatnonzero(~was & (old.degrees[keys >> 32] == max_degree) & (touched.to < len(graph.boards)))
+    unsure = np.flatnonzero(~was & (old.degrees[rows] == max_degree) & (touched.to < len(graph.boards)))
     boards, place = np.unique(touched.to[unsure], return_inverse=True)
     lists = graph.boards.lists(boards) if len(boards) else Lists.empty(0)
     was[unsure] = np.isin(_keys(place, touched.of[unsure]), _keys(lists.rows, lists.neighbours))
+    pruned = unsure[~was[unsure] & (lists.degrees[place] == max_degree)]
+    counts = np.ones(len(keys), np.bool_)
+    counts[pruned] = touched.saved[pruned] > old.saved[old.offsets[rows[pruned] + 1] - 1]
     there = touched.saved != GONE
-    return int((there & ~was).sum()), int((~there & was).sum())
+    return int((there & ~was & counts).sum()), int((~there & was).sum())
 
 
 def _degree_changes(old: Lists, new: Lists) -> Ids:
