@@ -252,8 +252,8 @@ def judge(graphs: Sequence[dict[str, Any]]) -> list[Verdict]:
         Verdict(f"{growth:.2f} times what the smallest graph takes, at most {MOST_GROWTH:g}", growth <= MOST_GROWTH),
         Verdict(f"four times the steps take {steps:.1f} times as long, 2 to 5", 2 <= steps <= 5),
         Verdict(
-            f"{over:.2f} times as long after a night of 1% changes ({large['patched']:.1%} of the edges stand beside the base), "
-            f"at most {MOST_OVER_A_NIGHT:g}",
+            f"{over:.2f} times as long after a night of 1% changes ({large['patched']:.1%} of the edges stand beside the "
+            f"base), at most {MOST_OVER_A_NIGHT:g}",
             over <= MOST_OVER_A_NIGHT,
         ),
         Verdict(f"{large['page_rank_ms'] / p50[1]:,.0f} times as fast as PageRank there", large["page_rank_ms"] > p50[1]),
@@ -287,7 +287,7 @@ def describe(figures: dict[str, Any], verdicts: Sequence[Verdict]) -> str:
         pins, boards, at = graph["sides"]["pins"], graph["sides"]["boards"], graph["ms"]["20000"]
         spread = f"{boards['degree_p50']}, {boards['degree_p99']}, {boards['degree_max']}"
         sizes = f"{graph['disk'] / 1e6:,.0f}", f"{graph['memory']['own'] / 1e6:,.0f}"
-        turns = (*(f"{graph['by_turns_ms'][name]:.1f}" for name in ("base", "night")), f"{graph['night_disk'] / 1e6:,.0f}")
+        turns = *(f"{graph['by_turns_ms'][name]:.1f}" for name in ("base", "night")), f"{graph['night_disk'] / 1e6:,.0f}"
         times = f"{graph['first_ms']:.1f}", f"{at['p50']:.1f}", f"{at['p99']:.1f}", *turns, f"{graph['page_rank_ms']:,.0f}"
         lines.append(
             (

@@ -18,7 +18,7 @@ from __future__ import annotations
 import argparse
 import uuid
 from collections.abc import Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import partial
 
 from pyspark.sql import DataFrame, SparkSession
@@ -37,8 +37,10 @@ from jobs.inputs import LATEST, Inputs, NothingPassedError, choose_inputs, day_o
 from jobs.session import arguments, log, run_program, spark_session, whole_number
 
 MOST_PATCHED, MOST_CHANGED = 0.3, 0.2
-"""What a graph may have beside its base, as a share of it: walks look there first. What a night may change: beyond that, one
-pass over everything costs less."""
+"""What a graph may have beside its base, as a share of it: it is written every night. What a night may change: beyond that,
+one pass over everything costs less."""
+BASE_HOURS = 168
+"""As long as tables keep what was deleted (jobs/maintain_tables.py): a base has it as well."""
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -48,6 +50,10 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--max-degree", type=at_least_one, default=MAX_DEGREE, help="edges that a pin or board keeps")
     parser.add_argument("--edges-a-shard", type=at_least_one, default=EDGES_A_SHARD, help="about so many edges a task")
     parser.add_argument("--whole", action="store_true", help="build it anew, not from the graph before")
+    at_least_zero = partial(whole_number, least=0)
+    parser.add_argument(
+        "--base-hours", type=at_least_zero, default=BASE_HOURS, help="or when the whole one is so old (%(default)s)"
+    )
     share = "share of {} from which on it is built anew (default %(default)s)"
     parser.add_argument(
         "--most-patched", type=float, default=MOST_PATCHED, help=share.format("the base's edges that others replaced")
@@ -75,11 +81,13 @@ def graph_before(lake: Lake, inputs: Inputs, args: argparse.Namespace) -> tuple[
         return None, "there is no graph before it, or no longer what it was made of"
     if before.format != FORMAT or before.max_degree != args.max_degree:
         return None, f"{before.graph_id} has format {before.format} and {before.max_degree} edges a node at most"
-    shares = [
-        edges / before.as_base.edges[side] for side, edges in (before.increment.patched if before.increment else {}).items()
-    ]
-    if shares and max(shares) > args.most_patched:
-        return None, f"{before.graph_id} has {max(shares):.0%} beside its base, more than {args.most_patched:.0%}"
+    age = datetime.now(UTC) - datetime.fromisoformat(before.as_base.built_at)
+    if age > timedelta(hours=args.base_hours):
+        return None, f"the base of {before.graph_id} is {age.days} days old"
+    patched = before.increment.patched if before.increment else {}
+    share = max((edges / before.as_base.edges[side] for side, edges in patched.items()), default=0.0)
+    if share > args.most_patched:
+        return None, f"{before.graph_id} has {share:.0%} beside its base, more than {args.most_patched:.0%}"
     return before, ""
 
 

@@ -86,6 +86,7 @@ class Base:
     nodes: dict[str, int]
     edges: dict[str, int]
     files: dict[str, dict[str, Any]]
+    built_at: str
 
 
 @dataclass(frozen=True)
@@ -134,7 +135,7 @@ class GraphManifest:
     def as_base(self) -> Base:
         """What a graph made from this one stands on."""
         nodes, edges = ({name: getattr(side, kind) for name, side in self.sides.items()} for kind in ("nodes", "edges"))
-        return self.base or Base(self.graph_id, self.folder, self.starts, nodes, edges, self.files)
+        return self.base or Base(self.graph_id, self.folder, self.starts, nodes, edges, self.files, self.built_at)
 
     def numbers(self, side: str) -> int:
         """How many numbers have been given to a side's nodes; some of them may be gone."""

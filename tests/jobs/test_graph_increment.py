@@ -149,6 +149,10 @@ def test_a_base_stays_while_a_graph_stands_on_it_and_goes_with_it(lake: Lake, tm
     judge(copy, DAYS[5])
     compacted = build(copy, "compacted", "--most-patched", "0")
     assert "beside its base, more than 0%" in compacted.why_whole and compacted.base is None
+    land(copy, DAYS[6], [pin(30_002)], [], [save(1, 30_002, 10, 29_006_000)])
+    judge(copy, DAYS[6])
+    compacted = build(copy, "aged", "--base-hours", "0")
+    assert compacted.why_whole.endswith("0 days old") and compacted.base is None
     store.delete_graphs(copy, [compacted.graph_id])
     assert sorted(path.name for path in Path(copy.home, "graphs").iterdir()) == sorted([compacted.graph_id, "LIVE"])
 
