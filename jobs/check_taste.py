@@ -2,10 +2,10 @@
 
     spark-submit jobs/check_taste.py --home .pinlake --run-id by-hand --encoder live
 
-Users are counted by the tables, pins by the graph's files. No user who has saved something may be without interests of that
-history, no pin of the graph without a row, and no row may name a pin that has left; interests are of the live release's
-encoder; and edges and interests a user are about as many as before. `--most-change 10` lets through what is meant to change.
-(embedding/quality/taste.py)
+Users are counted by the tables, pins by the graph's files. Of a sample of pins the graph has the very edges that the tables
+have. No user who has saved something may be without interests of that history, no pin of the graph without a row, and no row
+may name a pin that has left; interests are of the live release's encoder; and edges and interests a user are about as many as
+before. `--most-change 10` lets through what is meant to change. (embedding/quality/taste.py)
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from embedding.taste import store
 from embedding.taste.graph import GraphError, GraphManifest
 from jobs.build_interests import earlier_days, histories, latest_only, state_until
 from jobs.current import CurrentState, described_pins
+from jobs.graph_check import differing_edges
 from jobs.graph_reads import graph_pins
 from jobs.inputs import LATEST
 from jobs.session import EXIT_GATE_FAILED, arguments, job_encoder, log, read_table, run_program, spark_session
@@ -58,11 +59,14 @@ def count_taste(spark: SparkSession, lake: Lake, manifest: GraphManifest, state:
     before = latest_only(read_table(spark, table, columns, earlier_days(state, state.days[-1])))
     made_of = users.join(now.where(F.col("size") > 0), ["user_id", "history_hash"], "left_semi")
     live = store.live_graph_id(lake)
+    sampled, other_edges = differing_edges(spark, lake, manifest)
     return TasteCounts(
         embedding_version=state.embedding_version,
         live_version=live_version(lake),
         edges=manifest.sides["pins"].edges,
         edges_before=store.read_manifest(lake, live).sides["pins"].edges if live else None,
+        sampled=sampled,
+        other_edges=other_edges,
         no_row=alive.join(related, "pin_id", "left_anti").count(),
         naming_gone=named.join(alive, "pin_id", "left_anti").count(),
         users=users.count(),

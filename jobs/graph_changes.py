@@ -19,7 +19,7 @@ from pyspark.sql import functions as F
 from embedding.contracts import BOARDS, PINS, SAVES, TableContract
 from embedding.tables.feed import ChangedFiles, TableState, changed_files
 from embedding.tables.lake import Lake, data_files
-from embedding.tables.scan import WantedPairs, column_keys, pair_keys, projected_schema, scan_file
+from embedding.tables.scan import Keys, WantedPairs, column_keys, pair_keys, projected_schema, scan_file
 from embedding.taste import store
 from embedding.taste.graph import BOARDS_SIDE, PINS_SIDE, GraphManifest, Ids
 from jobs.graph_shards import KEYS
@@ -73,12 +73,17 @@ def touched_edges(spark: SparkSession, lake: Lake, before: GraphManifest, feed: 
         side: _differing_rows(spark, lake, contract, feed, [KEYS[side]]).select(KEYS[side]).distinct().persist()
         for side, contract in TABLE_OF.items()
     }
-    pairs = _edges_of_saves(spark, lake, feed.inputs, saves, _unknown(lake, before, changed, asked)).persist()
+    keys = wanted_rows(map_arrow(saves.select(*EDGE), _pairs_as_keys, _KEY), "pair").keys
+    unknown = _unknown(lake, before, changed, asked)
+    wanted = WantedPairs((EDGE[0], EDGE[1]), keys, unknown[PINS_SIDE], unknown[BOARDS_SIDE])
+    # A row that is in no file any more leaves its pair without one: it is put before all others, as a deletion.
+    marks = saves.select(*SAVE, F.lit("").alias("ds"), F.lit(None).cast("long").alias("saved"), F.lit(True).alias("deleted"))
+    pairs = _edges_of_saves(_find_saves(spark, lake, feed.inputs, wanted).union(marks)).persist()
     gone = []
     for side, key in KEYS.items():
         ids = pairs.where(F.col("saved").isNotNull()).select(key).union(changed[side]).distinct()
         alive = _alive(spark, lake, feed.inputs, side, ids).persist()
-        gone.append(map_arrow(changed[side].join(alive, key, "left_anti"), partial(_edges_in, lake, before, side), _PAIR))
+        gone.append(edges_in_graph(changed[side].join(alive, key, "left_anti"), lake, before, side))
         pairs = pairs.join(alive.withColumn(side, F.lit(True)), key, "left")
     there = F.when(F.col(PINS_SIDE) & F.col(BOARDS_SIDE), F.col("saved")).alias("saved")
     no_more = gone[0].union(gone[1]).withColumn("saved", F.lit(None).cast("long"))
@@ -119,9 +124,13 @@ def _not_in(lake: Lake, before: GraphManifest, side: str, batches: ArrowRows) ->
         yield batch.filter(pa.array((degrees == 0) | (degrees >= before.max_degree)))
 
 
-def _edges_in(lake: Lake, before: GraphManifest, side: str, batches: ArrowRows) -> ArrowRows:
-    """The pairs of all edges that some pins or boards have in a graph."""
-    graph = store.worker_graph(lake.home, before.graph_id)
+def edges_in_graph(ids: DataFrame, lake: Lake, manifest: GraphManifest, side: str) -> DataFrame:
+    """pin_id, board_id of all edges that some pins or boards, a frame's one column, have in a graph's lists."""
+    return map_arrow(ids, partial(_edges_in, lake.home, manifest.graph_id, side), _PAIR)
+
+
+def _edges_in(home: str, graph_id: str, side: str, batches: ArrowRows) -> ArrowRows:
+    graph = store.worker_graph(home, graph_id)
     here, there = (graph.pins, graph.boards) if side == PINS_SIDE else (graph.boards, graph.pins)
     for batch in batches:
         nodes = np.unique(here.nodes_of(batch.column(0).to_numpy()))
@@ -131,16 +140,26 @@ def _edges_in(lake: Lake, before: GraphManifest, side: str, batches: ArrowRows) 
         yield pa.RecordBatch.from_arrays(ids if side == PINS_SIDE else ids[::-1], schema=_PAIR)
 
 
-def _edges_of_saves(spark: SparkSession, lake: Lake, inputs: Inputs, saves: DataFrame, unknown: Mapping[str, Ids]) -> DataFrame:
-    """EDGE and `saved`, null where nobody has the pin on the board: of the saves, and of the pins and boards in `unknown`."""
+def edges_of_pins(spark: SparkSession, lake: Lake, inputs: Inputs, pins: Keys) -> DataFrame:
+    """pin_id, board_id and `saved` of all edges of some pins, by the tables."""
+    none = np.empty(0, np.uint64)
+    edges = _edges_of_saves(_find_saves(spark, lake, inputs, WantedPairs((EDGE[0], EDGE[1]), none, pins, none)))
+    edges = edges.where(F.col("saved").isNotNull()).persist()
+    for side, key in KEYS.items():
+        edges = edges.join(_alive(spark, lake, inputs, side, edges.select(key).distinct()), key, "left_semi")
+    return edges.select(*EDGE, "saved")
+
+
+def _find_saves(spark: SparkSession, lake: Lake, inputs: Inputs, wanted: WantedPairs) -> DataFrame:
+    """SAVE, ds, `saved`, deleted of the wanted rows."""
     table = lake.open(SAVES, inputs.versions[SAVES.name])
     schema = projected_schema(table, [*SAVE, "ds", "saved_at", "deleted"])
-    keys = wanted_rows(map_arrow(saves.select(*EDGE), _pairs_as_keys, _KEY), "pair").keys
-    wanted = WantedPairs((EDGE[0], EDGE[1]), keys, unknown[PINS_SIDE], unknown[BOARDS_SIDE])
     found = map_items(spark, data_files(table, inputs.counts), partial(scan_file, schema=schema, wanted=wanted), schema)
-    # A row that is in no file any more leaves its pair without one: it is put before all others, as a deletion.
-    marks = saves.select(*SAVE, F.lit("").alias("ds"), F.lit(None).cast("long").alias("saved"), F.lit(True).alias("deleted"))
-    rows = found.select(*SAVE, "ds", saved_minutes(), "deleted").union(marks)
+    return found.select(*SAVE, "ds", saved_minutes(), "deleted")
+
+
+def _edges_of_saves(rows: DataFrame) -> DataFrame:
+    """EDGE and `saved` of each pair in rows of `saves`, null where nobody has the pin on the board."""
     latest = rows.groupBy(*SAVE).agg(F.max_by(F.struct("deleted", "saved"), "ds").alias("row"))
     return latest.groupBy(*EDGE).agg(F.max(F.when(~F.col("row.deleted"), F.col("row.saved"))).alias("saved"))
 

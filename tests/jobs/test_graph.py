@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from embedding.contracts import BOARDS, PINS, RELATED_PINS, SAVES, USER_INTEREST
 from embedding.tables.lake import Lake
 from embedding.tables.scan import read_rows
 from embedding.taste.graph import GraphError
-from embedding.taste.store import graph_of_run, graph_uri, live_graph_id, open_graph, read_manifest
+from embedding.taste.store import graph_of_run, graph_uri, live_graph_id, open_graph, read_manifest, write_manifest
 
 
 @pytest.fixture(scope="module")
@@ -149,6 +150,21 @@ def test_a_graph_does_not_go_live_while_somebody_has_no_interests(
     Path(copy.home, "graphs", "LIVE").unlink()
     assert check_taste.main(["--home", copy.home, "--run-id", "first"]) == 3
     assert "users have no interests made of what they have saved" in caplog.text
+    assert live_graph_id(copy) is None
+
+
+def test_a_graph_that_has_other_edges_than_the_tables_does_not_go_live(
+    lake: Lake, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    from jobs import check_taste
+
+    copy = Lake(str(tmp_path / "lake"))
+    shutil.copytree(lake.home, copy.home)
+    manifest = read_manifest(copy, str(live_graph_id(copy)))
+    write_manifest(copy, replace(manifest, days=manifest.days[:-1]))
+    Path(copy.home, "graphs", "LIVE").unlink()
+    assert check_taste.main(["--home", copy.home, "--run-id", "first", "--most-change", "2"]) == 3
+    assert "are others in the graph than in the tables" in caplog.text
     assert live_graph_id(copy) is None
 
 
