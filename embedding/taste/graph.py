@@ -238,7 +238,8 @@ def degree_statistics(of_degree: Ids, edges_before: int) -> SideStatistics:
     nodes, up_to = int(of_degree.sum()), np.cumsum(of_degree)
     p50, p99 = (int(np.searchsorted(up_to, share * nodes)) for share in (0.5, 0.99))
     edges = int((of_degree * np.arange(len(of_degree))).sum())
-    return SideStatistics(nodes, edges, edges_before - edges, p50, p99, max(0, len(of_degree) - 1))
+    greatest = int(np.flatnonzero(of_degree).max(initial=0))
+    return SideStatistics(nodes, edges, edges_before - edges, p50, p99, greatest)
 
 
 # -- the graph -------------------------------------------------------------------------------------------------------------
