@@ -186,7 +186,7 @@ def build(lake: Lake, run_id: str, *args: str) -> tuple[Way, GraphManifest]:
 
 def same_lists(one: Graph, other: Graph) -> bool:
     """Whether all nodes of two graphs have the same neighbours at the same times, in the same order, by their ids."""
-    found = []
+    found: list[tuple[np.ndarray, ...]] = []
     for graph in (one, other):
         for name in (PINS_SIDE, BOARDS_SIDE):
             side, there = graph.side(name), graph.boards if name == PINS_SIDE else graph.pins
@@ -246,7 +246,7 @@ def measure(saves: int, nights: int, folder: Path) -> dict[str, Any]:
 
 
 def median(size: dict[str, Any], way: str, figure: str) -> float:
-    return statistics.median(night[way][figure] for night in size["nights"])
+    return float(statistics.median(night[way][figure] for night in size["nights"]))
 
 
 def judge(sizes: Sequence[dict[str, Any]], quick: bool) -> list[Verdict]:

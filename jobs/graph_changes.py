@@ -106,13 +106,14 @@ def _differing_rows(spark: SparkSession, lake: Lake, contract: TableContract, fe
     return both.where(F.col("times") != 0).select(*names)
 
 
-def _unknown(lake: Lake, before: GraphManifest, changed: Mapping[str, DataFrame], asked: Mapping[str, Ids]) -> dict[str, Ids]:
+def _unknown(lake: Lake, before: GraphManifest, changed: Mapping[str, DataFrame], asked: Mapping[str, Ids]) -> dict[str, Keys]:
     """Keys of the pins and boards all of whose saves are to be looked up: that have edges which the graph does not know."""
     found = {}
     for side, key in KEYS.items():
         schema = pa.schema([(key, pa.int64())])
         unknown = map_arrow(changed[side], partial(_not_in, lake, before, side), schema)
-        found[side] = np.union1d(wanted_rows(unknown, key).keys, column_keys(pa.array(asked[side], pa.int64())))
+        keys: list[Keys] = [wanted_rows(unknown, key).keys, column_keys(pa.array(asked[side], pa.int64()))]
+        found[side] = np.unique(np.concatenate(keys))
     return found
 
 

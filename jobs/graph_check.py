@@ -65,7 +65,9 @@ def _sampled(one_in: int, batches: ArrowRows) -> ArrowRows:
 
 def _chosen(ids: Ids, one_in: int) -> NDArray[np.bool_]:
     """One id in so many, by its bits."""
-    return (ids.view(np.uint64) * np.uint64(0x9E3779B97F4A7C15) >> np.uint64(32)) % np.uint64(one_in) == 0
+    mixed = ids.view(np.uint64) * np.uint64(0x9E3779B97F4A7C15) >> np.uint64(32)
+    chosen: NDArray[np.bool_] = mixed % np.uint64(one_in) == 0
+    return chosen
 
 
 def _unpruned(home: str, graph_id: str, max_degree: int, batches: ArrowRows) -> ArrowRows:

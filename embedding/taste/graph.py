@@ -42,6 +42,8 @@ from numpy.typing import NDArray
 Ids = NDArray[np.int64]
 Nodes = NDArray[np.int32]
 """Numbers of pins or of boards; -1 for none."""
+Numbers = NDArray[np.signedinteger[Any]]
+"""The same, of any width."""
 
 PINS_SIDE, BOARDS_SIDE = "pins", "boards"
 CHANGED = "changed"
@@ -195,7 +197,7 @@ def adjacency(nodes: int, of_E: Ids, neighbours_E: Ids, saved_E: Ids, max_degree
 
 def write_piece(folder: Path, side: str, shard: int, ids: Ids, rows: Rows) -> list[Path]:
     """A shard's files."""
-    arrays = {"ids": ids, "offsets": rows.offsets, "neighbours": rows.neighbours, "saved": rows.saved}
+    arrays: dict[str, NDArray[Any]] = {"ids": ids, "offsets": rows.offsets, "neighbours": rows.neighbours, "saved": rows.saved}
     return write_arrays(folder, side, shard, arrays)
 
 
@@ -439,14 +441,14 @@ class Side:
                 found[mine[there]] = self._starts[number] + places[there]
         return found
 
-    def ids_of(self, nodes: Nodes) -> Ids:
+    def ids_of(self, nodes: Numbers) -> Ids:
         """The ids of nodes by number; -1 for a node of -1."""
         ids = np.full(len(nodes), -1, np.int64)
         for shard, mine, places in self._by_shard(nodes):
             ids[mine] = shard.ids[places]
         return ids
 
-    def degrees(self, nodes: Nodes) -> Ids:
+    def degrees(self, nodes: Numbers) -> Ids:
         """How many neighbours each has; 0 for a node of -1."""
         degrees = np.zeros(len(nodes), np.int64)
         for shard, mine, places in self._by_shard(nodes):
@@ -454,7 +456,7 @@ class Side:
             degrees[mine] = head + tail
         return degrees
 
-    def pick(self, nodes: Nodes, uniform: NDArray[np.float32]) -> Nodes:
+    def pick(self, nodes: Numbers, uniform: NDArray[np.float32]) -> Nodes:
         """A neighbour of each, the one at the share `uniform` in [0, 1) of its list; -1 for a node without any, and for -1."""
         found = np.full(len(nodes), -1, np.int32)
         for shard, mine, places in self._by_shard(nodes):
@@ -465,7 +467,7 @@ class Side:
         """All neighbours of one node, newest edge first."""
         return self.lists(np.array([node])).neighbours
 
-    def lists(self, nodes: Nodes | Ids) -> Lists:
+    def lists(self, nodes: Numbers) -> Lists:
         """The whole lists of nodes, whose numbers ascend. Raises GraphError for a graph of format 1, which has no times."""
         if any(shard.saved is None for shard in self._shards):
             raise GraphError("a graph of format 1 has no times of its pins: it is to be built anew")
@@ -474,7 +476,7 @@ class Side:
     def shard(self, number: int) -> _Shard:
         return self._shards[number]
 
-    def _by_shard(self, nodes: Nodes | Ids) -> list[tuple[_Shard, NDArray[np.intp], NDArray[np.int64]]]:
+    def _by_shard(self, nodes: Numbers) -> list[tuple[_Shard, NDArray[np.intp], NDArray[np.int64]]]:
         """Shards that have any of the nodes, with the places of these in `nodes`, and within the shard."""
         wide = np.asarray(nodes, np.int64)
         there = np.flatnonzero(wide >= 0)
@@ -537,6 +539,7 @@ def _open_side(folder: Path, base_folder: Path | None, side: str, manifest: Grap
             patch = Patch(**{of.name: array(folder, number, f"patch-{of.name}") for of in fields(Patch)})
         saved = array(where, number, "saved") if side == BOARDS_SIDE or manifest.format > 1 else None
         order = None if ranged else array(where, number, "order")
-        return _Shard(*(array(where, number, kind) for kind in ("ids", "offsets", "neighbours")), saved, patch, order)
+        ids, offsets, neighbours = (array(where, number, kind) for kind in ("ids", "offsets", "neighbours"))
+        return _Shard(ids, offsets, neighbours, saved, patch, order)
 
     return Side([shard(number) for number in range(len(manifest.starts[side]))])

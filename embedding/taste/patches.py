@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from embedding.taste.graph import BOARDS_SIDE, PINS_SIDE, Graph, Ids, Lists, Nodes, Patch, offsets_of
+from embedding.taste.graph import BOARDS_SIDE, PINS_SIDE, Graph, Ids, Lists, Nodes, Numbers, Patch, offsets_of
 
 OTHER = {PINS_SIDE: BOARDS_SIDE, BOARDS_SIDE: PINS_SIDE}
 GONE = int(np.iinfo(np.int64).min)
@@ -116,7 +116,7 @@ def update_shard(
     )
 
 
-def _keys(rows: Ids, neighbours: Ids | Nodes) -> Ids:
+def _keys(rows: Ids, neighbours: Numbers) -> Ids:
     """A number an edge: of its node's place, and of its neighbour."""
     return (np.asarray(rows, np.int64) << 32) | np.asarray(neighbours, np.int64)
 
@@ -198,8 +198,8 @@ def _shard_arrays(
     order = np.argsort(np.concatenate([of_R, others]))
     lists = Lists.joined([new, _old_lists(graph, side, others)]).take(order)
     ids = fresh.ids_of(graph, side, every)
-    arrays = {"ids": ids, "offsets": lists.offsets, "neighbours": lists.neighbours, "saved": lists.saved}
-    return arrays | {"order": np.argsort(ids).astype(np.int32)}, len(lists.neighbours)
+    arrays: dict[str, NDArray[Any]] = {"ids": ids, "offsets": lists.offsets, "neighbours": lists.neighbours}
+    return arrays | {"saved": lists.saved, "order": np.argsort(ids).astype(np.int32)}, len(lists.neighbours)
 
 
 def _patch_arrays(graph: Graph, side: str, shard: int, places_R: Ids, new: Lists) -> tuple[dict[str, NDArray[Any]], int]:
@@ -215,7 +215,7 @@ def _patch_arrays(graph: Graph, side: str, shard: int, places_R: Ids, new: Lists
         same = np.flatnonzero(~np.isin(before, places_R))
         places.append(before[same])
         parts.append(of.patch.heads.take(same))
-        tails.append(np.stack([of.patch.skipped, of.patch.kept], axis=1)[same])
+        tails.append(np.stack([of.patch.skipped, of.patch.kept], axis=1)[same].astype(np.int64))
     every = np.concatenate(places)
     order = np.argsort(every)
     written, tail = Lists.joined(parts).take(order), np.concatenate(tails)[order]
