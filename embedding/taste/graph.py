@@ -307,12 +307,13 @@ class Patch:
     skipped: Nodes
     kept: Nodes
 
-    def rows_of(self, places: Ids) -> Ids:
-        """The rows of nodes by their places in the shard; -1 where a list is the base's."""
-        word = places >> 6
-        bits, shift = self.words[word], (places & 63).astype(np.uint64)
-        below = np.bitwise_count(bits & ((_ONE << shift) - _ONE))
-        return np.where((bits >> shift) & _ONE, self.ranks[word] + below.astype(np.int64), -1)
+    def changed(self, places: Ids) -> tuple[NDArray[np.intp], Ids]:
+        """Of nodes by their places in the shard, where in `places` those are whose list changed, and their rows."""
+        word, shift = places >> 6, (places & 63).view(np.uint64)
+        bits = self.words.take(word)
+        there = np.flatnonzero((bits >> shift) & _ONE)
+        below = np.bitwise_count(bits.take(there) & ((_ONE << shift.take(there)) - _ONE))
+        return there, self.ranks.take(word.take(there)) + below.astype(np.int64)
 
     @property
     def places(self) -> Ids:
@@ -346,33 +347,38 @@ class _Shard:
 
     def segments(self, places: Ids) -> tuple[Ids, Ids, Ids, Ids]:
         """Of each list where its head begins and how long it is, and where what follows begins in the base, and how much."""
-        tail_begin = self.offsets[places]
-        tail = self.offsets[places + 1] - tail_begin
+        tail_begin = self.offsets.take(places)
+        tail = self.offsets.take(places + 1) - tail_begin
         head_begin, head = np.zeros(len(places), np.int64), np.zeros(len(places), np.int64)
         if self.patch is not None:
-            rows = self.patch.rows_of(places)
-            changed = np.flatnonzero(rows >= 0)
-            rows = rows[changed]
-            first = self.patch.offsets[rows]
-            head_begin[changed], head[changed] = first, self.patch.offsets[rows + 1] - first
-            tail_begin[changed] += self.patch.skipped[rows]
-            tail[changed] = self.patch.kept[rows]
+            changed, rows = self.patch.changed(places)
+            first = self.patch.offsets.take(rows)
+            head_begin[changed], head[changed] = first, self.patch.offsets.take(rows + 1) - first
+            tail_begin[changed] += self.patch.skipped.take(rows)
+            tail[changed] = self.patch.kept.take(rows)
         return head_begin, head, tail_begin, tail
 
     def pick(self, places: Ids, uniform: NDArray[np.float32]) -> Nodes:
         """As `Side.pick`, of this shard's nodes."""
-        found = np.full(len(places), -1, np.int32)
+        at = self.offsets.take(places)
+        degree = self.offsets.take(places + 1) - at
         if self.patch is None:
-            tail_begin = self.offsets[places]
-            degree = self.offsets[places + 1] - tail_begin
-            base = np.flatnonzero(degree)
-            found[base] = self.neighbours[(tail_begin + _drawn(uniform, degree))[base]]
+            found = np.full(len(places), -1, np.int32)
+            has = np.flatnonzero(degree)
+            found[has] = self.neighbours[(at + _drawn(uniform, degree))[has]]
             return found
-        head_begin, head, tail_begin, tail = self.segments(places)
-        place = _drawn(uniform, head + tail)  # -1 in an empty list
-        new, base = np.flatnonzero((place < head) & (head > 0)), np.flatnonzero(place >= head)
-        found[base] = self.neighbours[(tail_begin + place - head)[base]]
-        found[new] = self.patch.neighbours[(head_begin + place)[new]]
+        changed, rows = self.patch.changed(places)
+        begin = self.patch.offsets.take(rows)
+        head = self.patch.offsets.take(rows + 1) - begin
+        degree[changed] = head + self.patch.kept.take(rows)
+        place = _drawn(uniform, degree)
+        at += place
+        at[changed] += self.patch.skipped.take(rows) - head
+        found = self.neighbours.take(at, mode="clip")  # what is beyond is of a head, or of an empty list
+        drawn = place.take(changed)
+        within = np.flatnonzero((drawn < head) & (drawn >= 0))
+        found[changed.take(within)] = self.patch.neighbours.take((begin + drawn).take(within))
+        found[degree == 0] = -1
         return found
 
     def base_lists(self, places: Ids) -> Lists:
