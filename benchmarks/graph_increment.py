@@ -77,11 +77,9 @@ class SavedLake:
         saves[:new_pins, 1] = 10 * (self._pins + np.arange(new_pins)) + 1
         saves[-new_boards:, 2] = 10 * (self._boards + np.arange(new_boards)) + 1
         back = self._kept[0][self._rng.choice(len(self._kept[0]), removed, replace=False)]
-        one_in = round(1 / DELETED)
-        pins = np.concatenate([self._ids(self._pins, self._pins + new_pins), self._ids(0, self._pins)[number::one_in]])
-        boards = np.concatenate(
-            [self._ids(self._boards, self._boards + new_boards), self._ids(0, self._boards)[number::one_in]]
-        )
+        new = self._ids(self._pins, self._pins + new_pins), self._ids(self._boards, self._boards + new_boards)
+        old = (self._rng.choice(self._ids(0, n), max(1, round(n * DELETED)), replace=False) for n in (self._pins, self._boards))
+        pins, boards = (np.concatenate(both) for both in zip(new, old, strict=True))
         self._land(number, saves, back, pins, boards, gone=(pins < 10 * self._pins, boards < 10 * self._boards))
         self._pins += new_pins
         self._boards += new_boards
