@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from embedding.taste.graph import (
     BOARDS_SIDE,
     PINS_SIDE,
     Graph,
+    GraphError,
     GraphManifest,
     Increment,
     Lists,
@@ -191,3 +193,14 @@ def test_what_is_saved_tonight_is_a_head_before_a_list_that_stays() -> None:
     heads, skipped, kept = head_and_tail(new, base)
     assert [heads.neighbours[a:b].tolist() for a, b in pairwise(heads.offsets)] == [[9, 8, 5], [], [4], [], [8]]
     assert skipped.tolist() == [2, 0, 0, 0, 0] and kept.tolist() == [3, 2, 0, 0, 1]
+
+
+def test_a_graph_of_the_first_format_is_walked_and_not_added_to(tmp_path: Path) -> None:
+    edges = {(pin, 100 + pin % 4): pin for pin in range(40)}
+    manifest = replace(write_whole(tmp_path / "old", edges, 2, 100), format=1)
+    for path in (tmp_path / "old").glob("pins-*-saved.npy"):
+        path.unlink()
+    graph = Graph.open(tmp_path / "old", GraphManifest.from_json(manifest.to_json()))
+    assert (related(graph, graph.pins.nodes_of(np.arange(8)), k=3)[0] >= 0).all()
+    with pytest.raises(GraphError, match="is to be built anew"):
+        graph.pins.lists(np.arange(2))
