@@ -313,7 +313,7 @@ class Patch:
         bits = self.words.take(word)
         there = np.flatnonzero((bits >> shift) & _ONE)
         below = np.bitwise_count(bits.take(there) & ((_ONE << shift.take(there)) - _ONE))
-        return there, self.ranks.take(word.take(there)) + below.astype(np.int64)
+        return there, self.ranks.take(word.take(there)).astype(np.int64) + below
 
     @property
     def places(self) -> Ids:
