@@ -2,9 +2,10 @@
 
     spark-submit jobs/check_taste.py --home .pinlake --run-id by-hand --encoder live
 
-All counts come from the tables. No user who has saved something may be without interests of that history, no pin of the graph
-without a row, and no row may name a pin that has left; interests are of the live release's encoder; and edges and interests a
-user are about as many as before. `--most-change 10` lets through what is meant to change. (embedding/quality/taste.py)
+Users are counted by the tables, pins by the graph's files. Of a sample of pins the graph has the very edges that the tables
+have. No user who has saved something may be without interests of that history, no pin of the graph without a row, and no row
+may name a pin that has left; interests are of the live release's encoder; and edges and interests a user are about as many as
+before. `--most-change 10` lets through what is meant to change. (embedding/quality/taste.py)
 """
 
 from __future__ import annotations
@@ -25,9 +26,10 @@ from embedding.taste import store
 from embedding.taste.checks import TasteCheck, write_check
 from embedding.taste.graph import GraphError, GraphManifest
 from jobs.current import CurrentState, described_pins
+from jobs.graph_check import differing_edges
+from jobs.graph_reads import graph_pins
 from jobs.histories import CURRENT, days_until, earlier_days, histories, latest_only, state_until
 from jobs.inputs import LATEST
-from jobs.relate_pins import edges_of, graph_before
 from jobs.session import EXIT_GATE_FAILED, arguments, job_encoder, log, read_table, run_program, spark_session
 
 
@@ -50,7 +52,7 @@ def interests_a_user(rows: DataFrame) -> float | None:
 
 
 def count_taste(spark: SparkSession, lake: Lake, manifest: GraphManifest, state: CurrentState) -> TasteCounts:
-    alive = edges_of(spark, lake, manifest).select("pin_id").distinct().persist()
+    alive = graph_pins(spark, lake, manifest).persist()
     related = current_related(spark, lake).persist()
     named = related.select(F.explode("related").alias("pin_id"))
     users = histories(spark, lake, state, described_pins(spark, lake, state, ("pin_id",))).persist()
@@ -59,11 +61,14 @@ def count_taste(spark: SparkSession, lake: Lake, manifest: GraphManifest, state:
     before = latest_only(read_table(spark, table, columns, earlier_days(state, state.days[-1])))
     made_of = users.join(now.where(F.col("size") > 0), ["user_id", "history_hash"], "left_semi")
     live = store.live_graph_id(lake)
+    sampled, other_edges = differing_edges(spark, lake, manifest)
     return TasteCounts(
         embedding_version=state.embedding_version,
         live_version=live_version(lake),
         edges=manifest.sides["pins"].edges,
         edges_before=store.read_manifest(lake, live).sides["pins"].edges if live else None,
+        sampled=sampled,
+        other_edges=other_edges,
         no_row=alive.join(related, "pin_id", "left_anti").count(),
         naming_gone=named.join(alive, "pin_id", "left_anti").count(),
         users=users.count(),
@@ -73,9 +78,9 @@ def count_taste(spark: SparkSession, lake: Lake, manifest: GraphManifest, state:
     )
 
 
-def publish(spark: SparkSession, lake: Lake, manifest: GraphManifest) -> None:
+def publish(lake: Lake, manifest: GraphManifest) -> None:
     """Makes the graph live, and deletes those that nothing needs any more."""
-    live, before = store.live_graph_id(lake), graph_before(spark, lake, manifest.days[-1])
+    live, before = store.live_graph_id(lake), store.graph_before(lake, manifest.days[-1])
     store.publish_graph(lake, manifest.graph_id)
     kept = {manifest.graph_id, live, before and before.graph_id}
     for graph_id in store.delete_graphs(lake, [graph_id for graph_id in kept if graph_id]):
@@ -103,7 +108,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         log.error("%s", failure)
     if failures:
         return EXIT_GATE_FAILED
-    publish(spark, lake, manifest)
+    publish(lake, manifest)
     return 0
 
 

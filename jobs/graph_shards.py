@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import tempfile
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,13 @@ from embedding.taste.graph import (
     PINS_SIDE,
     GraphError,
     Ids,
+    Increment,
     SideStatistics,
     adjacency,
+    degree_pairs,
     degree_statistics,
+    file_name,
+    summed_degrees,
     write_piece,
 )
 from jobs.release_files import WRITTEN, collected, uploaded
@@ -35,6 +40,17 @@ _DEALT = pa.schema([*((n, pa.int64()) for n in ("pin_id", "board_id", "saved", "
 """An edge, its time in minutes since 1970, and the shards of its pin and of its board."""
 _SIDE = pa.schema([*WRITTEN, ("degrees", pa.list_(pa.int64()))])
 """A file of a shard, and how many of its nodes have each degree."""
+
+
+@dataclass(frozen=True)
+class Made:
+    """A graph's files, and what its manifest says of them."""
+
+    starts: dict[str, list[int]]
+    sides: dict[str, SideStatistics]
+    degrees: dict[str, list[list[int]]]
+    files: Files
+    increment: Increment | None = None
 
 
 def bounds_of(edges: DataFrame, key: str, count: int, shards: int) -> Ids:
@@ -66,7 +82,7 @@ def number_nodes(dealt: DataFrame, side: str, root: str) -> list[int]:
     def write(table: pa.Table) -> pa.Table:
         number, ids = table[side][0].as_py(), np.unique(table[KEYS[side]].to_numpy())
         with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / ids_file(side, number)
+            path = Path(folder) / file_name(side, number, "ids")
             np.save(path, ids)
             return pa.Table.from_batches([uploaded(number, len(ids), [path], root)])
 
@@ -77,12 +93,8 @@ def number_nodes(dealt: DataFrame, side: str, root: str) -> list[int]:
     return [rows[number] for number in range(len(rows))]
 
 
-def ids_file(side: str, shard: int) -> str:
-    return f"{side}-{shard:05d}-ids.npy"
-
-
 def _read_ids(root: str, side: str, shard: int) -> Ids:
-    ids: Ids = np.load(io.BytesIO(storage.read_bytes(f"{root}/{ids_file(side, shard)}")), allow_pickle=False)
+    ids: Ids = np.load(io.BytesIO(storage.read_bytes(f"{root}/{file_name(side, shard, 'ids')}")), allow_pickle=False)
     return ids
 
 
@@ -97,8 +109,23 @@ def place(dealt: DataFrame, side: str, starts: Sequence[int], root: str) -> Data
     return dealt.groupBy(side).applyInArrow(run, spark_schema(_DEALT))
 
 
-def write_side(placed: DataFrame, side: str, starts: Sequence[int], root: str, max_degree: int) -> tuple[Files, SideStatistics]:
-    """Writes the adjacency lists of one side. Returns its files, and what there is to tell."""
+def write_graph(edges: DataFrame, count: int, edges_a_shard: int, root: str, max_degree: int) -> Made:
+    """Writes the whole graph of `count` edges (pin_id, board_id, saved) below `root`."""
+    shards = -(-count // edges_a_shard)
+    dealt = deal(edges, {side: bounds_of(edges, key, count, shards) for side, key in KEYS.items()})
+    starts = {side: np.cumsum([0, *number_nodes(dealt, side, root)]).tolist()[:-1] for side in KEYS}
+    placed = place(place(dealt, PINS_SIDE, starts[PINS_SIDE], root), BOARDS_SIDE, starts[BOARDS_SIDE], root).persist()
+    files: Files = {}
+    sides, degrees = {}, {}
+    for side in KEYS:
+        of_side, of_degree = write_side(placed, side, starts[side], root, max_degree)
+        sides[side], degrees[side] = degree_statistics(of_degree, count), degree_pairs(of_degree)
+        files |= of_side
+    return Made(starts, sides, degrees, dict(sorted(files.items())))
+
+
+def write_side(placed: DataFrame, side: str, starts: Sequence[int], root: str, max_degree: int) -> tuple[Files, Ids]:
+    """Writes the adjacency lists of one side. Returns its files, and how many nodes have 0, 1, 2 ... edges."""
 
     def write(table: pa.Table) -> pa.Table:
         shard = table[side][0].as_py()
@@ -115,4 +142,4 @@ def write_side(placed: DataFrame, side: str, starts: Sequence[int], root: str, m
     kept = placed.withColumn("rank", F.row_number().over(newest)).where(F.col("rank") <= max_degree).drop("rank")
     rows = kept.groupBy(side).applyInArrow(write, spark_schema(_SIDE)).collect()
     files = {row.name: {"size_bytes": row.size, "sha256": row.sha} for row in rows}
-    return files, degree_statistics([row.degrees for row in rows], placed.count())
+    return files, summed_degrees([row.degrees for row in rows])

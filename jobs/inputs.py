@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from embedding.contracts import BOARDS, NIGHTS, PINS, SAVES, TableContract
-from embedding.tables.lake import Lake
+from embedding.tables.lake import Lake, Partition
 from embedding.tables.scan import read_rows
 from jobs.session import day_argument, read_table
 
@@ -26,6 +26,10 @@ class Inputs:
 
     days: list[str]
     versions: dict[str, int]
+
+    def counts(self, partition: Partition) -> bool:
+        """Whether a partition is of one of the days."""
+        return partition["ds"] in self.days
 
 
 def day_or_latest(text: str) -> str:
@@ -52,13 +56,17 @@ def read_latest(spark: SparkSession, lake: Lake, inputs: Inputs, contract: Table
     key = [name for name in contract.key if name != "ds"]
     table = lake.open(contract, inputs.versions[contract.name])
     read = list(dict.fromkeys([*key, *columns, "deleted", "ds"]))
-    rows = read_table(spark, table, read, lambda partition: partition["ds"] in inputs.days)
+    rows = read_table(spark, table, read, inputs.counts)
     latest = rows.groupBy(*key).agg(F.max_by(F.struct(*columns, "deleted"), "ds").alias("row"))
     return latest.select(*key, "row.*").where(~F.col("deleted")).drop("deleted")
 
 
 def latest_saves(spark: SparkSession, lake: Lake, inputs: Inputs) -> DataFrame:
     """user_id, pin_id, board_id and `saved`, minutes since 1970 (UTC); without a time as of the day's beginning."""
-    minutes = F.floor(F.unix_timestamp(F.coalesce("saved_at", F.to_timestamp("ds"))) / 60)
     saves = read_latest(spark, lake, inputs, SAVES, "saved_at", "ds")
-    return saves.select("user_id", "pin_id", "board_id", minutes.alias("saved"))
+    return saves.select("user_id", "pin_id", "board_id", saved_minutes())
+
+
+def saved_minutes() -> Column:
+    """`saved` of a row of `saves`: minutes since 1970 (UTC); without a time those of the day's beginning."""
+    return F.floor(F.unix_timestamp(F.coalesce("saved_at", F.to_timestamp("ds"))) / 60).alias("saved")

@@ -5,9 +5,9 @@
 
 After the first time only those pins are walked from that have, or had, a board on which something changed since the graph
 before, and those whose row names a pin that has left the graph: a board further away that changes is seen with the next
-change nearby, or with `--all`. Executors open the graph memory-mapped and share the pins; the day's rows become visible
-in one commit. Done again for the same graph, it changes nothing; where a newer graph is live, neither. Graphs that
-nothing needs any more are deleted.
+change nearby, or with `--all`. What changed is what the graph's build found (jobs/graph_reads.py); no table is compared.
+Executors open the graph memory-mapped and share the pins; the day's rows become visible in one commit. Done again for the
+same graph, it changes nothing; where a newer graph is live, neither.
 """
 
 from __future__ import annotations
@@ -18,22 +18,41 @@ from functools import partial
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
-from embedding.contracts import RELATED_PINS, TABLES
-from embedding.tables.lake import DayChangedError, Lake, data_files, partition_is, partition_version, replace_partition
-from embedding.tables.maintenance import readable_versions
+from embedding.contracts import RELATED_PINS
+from embedding.tables.lake import (
+    DataFile,
+    DayChangedError,
+    Lake,
+    data_files,
+    partition_is,
+    partition_version,
+    replace_partition,
+)
+from embedding.tables.scan import projected_schema, scan_file
 from embedding.tables.staging import StagedFile, Stager
 from embedding.taste import store
-from embedding.taste.graph import GraphError, GraphManifest
+from embedding.taste.graph import PINS_SIDE, GraphError, GraphManifest
 from embedding.taste.walks import DEFAULT_WALK, WalkSetting, related
-from jobs.build_graph import live_edges
-from jobs.inputs import Inputs
-from jobs.session import ArrowRows, arguments, log, read_table, run_program, spark_session, stage, until_settled, whole_number
+from jobs.graph_reads import changed_edges, graph_pins, only_in_graph, pins_on
+from jobs.lookups import wanted_rows
+from jobs.session import (
+    ArrowRows,
+    arguments,
+    log,
+    map_items,
+    read_table,
+    run_program,
+    spark_session,
+    stage,
+    until_settled,
+    whole_number,
+)
 
 PINS_A_TASK, PINS_AT_ONCE = 20_000, 64
-EDGE = ["pin_id", "board_id"]
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -51,39 +70,39 @@ def graphs_of_day(spark: SparkSession, lake: Lake, ds: str) -> list[str]:
     return [row.graph_id for row in rows.distinct().limit(2).collect()]
 
 
-def graph_before(spark: SparkSession, lake: Lake, ds: str) -> GraphManifest | None:
-    """The graph of the table's last day before `ds`, where what it was made of can still be read."""
-    days = sorted({str(file.partition["ds"]) for file in data_files(lake.open(RELATED_PINS))})
-    earlier = [day for day in days if day < ds]
-    found = graphs_of_day(spark, lake, earlier[-1]) if earlier else []
-    if len(found) != 1 or not store.is_finished(lake, found[0]):
-        return None
-    manifest = store.read_manifest(lake, found[0])
-    whole = all(readable_versions(lake, TABLES[name], [version]) for name, version in manifest.versions.items())
-    return manifest if whole else None
-
-
-def edges_of(spark: SparkSession, lake: Lake, manifest: GraphManifest) -> DataFrame:
-    """pin_id, board_id of the state that a graph was built of."""
-    return live_edges(spark, lake, Inputs(manifest.days, manifest.versions)).select(EDGE)
-
-
 def pins_to_walk(spark: SparkSession, lake: Lake, now: GraphManifest, before: GraphManifest | None, ds: str) -> DataFrame:
     """pin_id of those whose rows are out of date; some of them may have left the graph."""
-    edges = edges_of(spark, lake, now)
-    alive = edges.select("pin_id").distinct()
-    rows = read_table(spark, lake.open(RELATED_PINS), ["pin_id", "ds", "related"], lambda part: str(part["ds"]) < ds)
-    latest = rows.groupBy("pin_id").agg(F.max_by("related", "ds").alias("related")).where(F.size("related") > 0)
-    gone = latest.select("pin_id").join(alive, "pin_id", "left_anti").persist()
     if before is None:
-        return alive.union(gone).distinct()
-    old = edges_of(spark, lake, before)
-    changed = edges.join(old, EDGE, "left_anti").union(old.join(edges, EDGE, "left_anti")).persist()
-    near = edges.join(changed.select("board_id").distinct(), "board_id", "left_semi").select("pin_id")
-    named = latest.select("pin_id", F.explode("related").alias("named"))
-    naming = named.join(gone.withColumnRenamed("pin_id", "named"), "named", "left_semi").select("pin_id")
-    moved = changed.select("pin_id").join(alive, "pin_id", "left_semi")
-    return near.union(moved).union(gone).union(naming).distinct()
+        had = related_rows_before(spark, lake, ds).where(F.size("related") > 0).select("pin_id").distinct()
+        gone = only_in_graph(had, lake, now, PINS_SIDE, there=False)
+        return graph_pins(spark, lake, now).union(gone).distinct()
+    changed = changed_edges(spark, lake, now, before).persist()
+    pins = changed.select("pin_id").distinct()
+    gone = only_in_graph(pins, lake, now, PINS_SIDE, there=False).persist()
+    near = pins_on(changed.select("board_id").distinct(), lake, now)
+    return near.union(pins).union(pins_naming(spark, lake, gone, ds)).distinct()
+
+
+def related_rows_before(spark: SparkSession, lake: Lake, ds: str) -> DataFrame:
+    """pin_id and `related` of each pin's latest row before a day."""
+    rows = read_table(spark, lake.open(RELATED_PINS), ["pin_id", "ds", "related"], lambda part: str(part["ds"]) < ds)
+    return rows.groupBy("pin_id").agg(F.max_by("related", "ds").alias("related"))
+
+
+def pins_naming(spark: SparkSession, lake: Lake, gone: DataFrame, ds: str) -> DataFrame:
+    """pin_id of the rows before a day that name one of some pins; the latest rows among them, and older ones."""
+    table, keys = lake.open(RELATED_PINS), wanted_rows(gone, "pin_id").keys.view(np.int64)
+    schema = projected_schema(table, ["pin_id", "related"])
+
+    def read(file: DataFile) -> ArrowRows:
+        for batch in scan_file(file, schema):
+            related = batch.column("related")
+            named = np.isin(related.flatten().to_numpy(), keys)
+            rows = np.unique(pc.list_parent_indices(related).to_numpy()[named])
+            yield batch.select(["pin_id"]).take(pa.array(rows))
+
+    files = data_files(table, lambda partition: str(partition["ds"]) < ds) if len(keys) else []
+    return map_items(spark, files, read, pa.schema([("pin_id", pa.int64())]))
 
 
 def related_rows(home: str, graph_id: str, k: int, setting: WalkSetting, run_id: str, batches: ArrowRows) -> ArrowRows:
@@ -111,7 +130,7 @@ def relate(spark: SparkSession, lake: Lake, manifest: GraphManifest, args: argpa
     if graphs_of_day(spark, lake, ds) == [manifest.graph_id] and not args.all:
         log.info("related pins of graph %s are there already", manifest.graph_id)
         return
-    before = None if args.all else graph_before(spark, lake, ds)
+    before = None if args.all else store.graph_before(lake, ds)
     pins = pins_to_walk(spark, lake, manifest, before, ds).persist()
     count, setting = pins.count(), WalkSetting(steps=args.steps)
     walk = partial(related_rows, lake.home, manifest.graph_id, args.related, setting, args.run_id)

@@ -13,6 +13,7 @@ class TasteCounts:
     """What was counted. `..._before`: of the graph that is live, and of the days before; None where there is none.
 
     users: With a save of a living, embedded pin. up_to_date: Of these, with interests made of that very history.
+    sampled, other_edges: Pins that were looked up, and how many of their edges only the graph has, or only the tables.
     no_row, naming_gone: Pins of the graph without a row of `related_pins`, and rows that name a pin that is not in the graph.
     """
 
@@ -20,6 +21,8 @@ class TasteCounts:
     live_version: str | None
     edges: int
     edges_before: int | None
+    sampled: int
+    other_edges: int
     no_row: int
     naming_gone: int
     users: int
@@ -39,6 +42,8 @@ def check_taste(counts: TasteCounts, most_change: float = MOST_CHANGE) -> list[s
         found.append(f"interests are of {counts.embedding_version}, but the live release is of {counts.live_version}")
     if missing := counts.users - counts.up_to_date:
         found.append(f"{missing} of {counts.users} users have no interests made of what they have saved")
+    if counts.other_edges:
+        found.append(f"{counts.other_edges} edges of {counts.sampled} pins are others in the graph than in the tables")
     if counts.no_row:
         found.append(f"{counts.no_row} pins of the graph have no row of related pins")
     if counts.naming_gone:

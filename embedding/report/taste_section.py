@@ -97,6 +97,7 @@ def _gate(check: TasteCheck) -> Html:
     ]
     rows += [
         _gate_row("Users with interests of their history", count(counts.up_to_date), NONE, count(counts.users)),
+        _gate_row("Edges that only the graph has, or only the tables", count(counts.other_edges), NONE, "0"),
         _gate_row("Pins without a row of related pins", count(counts.no_row), NONE, "0"),
         _gate_row("Rows that name a pin that left", count(counts.naming_gone), NONE, "0"),
     ]

@@ -65,29 +65,91 @@ class Wanted:
     def mask(self, column: pa.Array) -> npt.NDArray[np.bool_]:
         """Which of the column's values are wanted; null never is."""
         wanted = np.zeros(len(column), np.bool_)
-        if len(self.keys):
-            found = column_keys(column.drop_null())
-            nearest = np.minimum(np.searchsorted(self.keys, found), len(self.keys) - 1)
-            known = column.is_valid().to_numpy(zero_copy_only=False) if column.null_count else slice(None)
-            wanted[known] = np.equal(self.keys[nearest], found)
+        known = column.is_valid().to_numpy(zero_copy_only=False) if column.null_count else slice(None)
+        wanted[known] = _among(self.keys, column_keys(column.drop_null()))
         return wanted
 
     def without(self, column: pa.Array) -> Wanted:
         """What is still wanted after these values."""
         return Wanted(self.column, self.keys[~np.isin(self.keys, column_keys(column))], self.once)
 
+    def find(self, parquet: pq.ParquetFile, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+        """The wanted rows of a file, a batch a row group."""
+        wanted = self
+        for group in range(parquet.num_row_groups):
+            # No threads: a task takes the cores that it was given.
+            looked_at = parquet.read_row_group(group, columns=[wanted.column], use_threads=False).column(0).combine_chunks()
+            rows = np.flatnonzero(wanted.mask(looked_at))
+            if wanted.once and len(rows):
+                _, firsts = np.unique(column_keys(looked_at.take(pa.array(rows))), return_index=True)
+                rows = rows[np.sort(firsts)]
+                wanted = wanted.without(looked_at.take(pa.array(rows)))
+            yield from _rows_of(parquet, group, columns, rows)
 
-def scan_file(file: DataFile, schema: pa.Schema, wanted: Wanted | None = None) -> Iterator[pa.RecordBatch]:
+
+@dataclass(frozen=True)
+class WantedPairs:
+    """Rows of a table of pairs: those with one of some pairs (`pair_keys`), or with one of some first or second ids.
+
+    All keys are sorted, without duplicates. Of a billion pairs a few may be found that nobody wanted (3%).
+    """
+
+    columns: tuple[str, str]
+    pairs: Keys
+    firsts: Keys
+    seconds: Keys
+
+    def mask(self, firsts: pa.Array, seconds: pa.Array) -> npt.NDArray[np.bool_]:
+        """Which of the rows are wanted."""
+        found = _among(self.pairs, pair_keys(firsts, seconds))
+        for keys, column in ((self.firsts, firsts), (self.seconds, seconds)):
+            if len(keys):
+                found |= _among(keys, column_keys(column))
+        return found
+
+    def find(self, parquet: pq.ParquetFile, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+        """As `Wanted.find`."""
+        for group in range(parquet.num_row_groups):
+            looked_at = parquet.read_row_group(group, columns=list(self.columns), use_threads=False)
+            rows = np.flatnonzero(self.mask(*(looked_at[name].combine_chunks() for name in self.columns)))
+            yield from _rows_of(parquet, group, columns, rows)
+
+
+def pair_keys(firsts: pa.Array, seconds: pa.Array) -> Keys:
+    """A number a pair of ids: 64 bits of both, mixed (the finaliser of splitmix64). Two pairs seldom share one."""
+    mixed = column_keys(firsts) * np.uint64(0x9E3779B97F4A7C15)
+    mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9) + column_keys(seconds)
+    mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return mixed ^ (mixed >> np.uint64(31))
+
+
+def _among(keys: Keys, found: Keys) -> npt.NDArray[np.bool_]:
+    """Which of the numbers are among sorted keys."""
+    if not len(keys):
+        return np.zeros(len(found), np.bool_)
+    return np.equal(keys[np.minimum(np.searchsorted(keys, found), len(keys) - 1)], found)
+
+
+def _rows_of(
+    parquet: pq.ParquetFile, group: int, columns: Sequence[str], rows: npt.NDArray[np.intp]
+) -> Iterator[pa.RecordBatch]:
+    """Some rows of a row group, which is not read without any."""
+    if len(rows):
+        rest = parquet.read_row_group(group, columns=list(columns), use_threads=False)
+        yield from rest.take(pa.array(rows)).combine_chunks().to_batches()
+
+
+def scan_file(file: DataFile, schema: pa.Schema, wanted: Wanted | WantedPairs | None = None) -> Iterator[pa.RecordBatch]:
     """One data file's rows in the columns of `schema`; partition columns come from the log.
 
-    With `wanted` (a column of the file) that column is read first, and the others only of row groups that have a wanted row:
-    a look-up of few rows reads one narrow column.
+    With `wanted` its columns, which the file has, are read first, and the others only of row groups that have a wanted row:
+    a look-up of few rows reads a narrow column or two.
     """
     in_file = [name for name in schema.names if name not in file.partition]
     filesystem, path = storage.filesystem_of(file.uri)
     with pq.ParquetFile(path, filesystem=filesystem) as parquet:
         found = (
-            parquet.iter_batches(batch_size=BATCH_ROWS, columns=in_file) if wanted is None else _find(parquet, in_file, wanted)
+            parquet.iter_batches(batch_size=BATCH_ROWS, columns=in_file) if wanted is None else wanted.find(parquet, in_file)
         )
         for batch in found:
             columns = [
@@ -97,21 +159,6 @@ def scan_file(file: DataFile, schema: pa.Schema, wanted: Wanted | None = None) -
                 for field in schema
             ]
             yield pa.RecordBatch.from_arrays(columns, names=schema.names)
-
-
-def _find(parquet: pq.ParquetFile, columns: Sequence[str], wanted: Wanted) -> Iterator[pa.RecordBatch]:
-    """The wanted rows of a file, a batch a row group."""
-    for group in range(parquet.num_row_groups):
-        # No threads: a task takes the cores that it was given.
-        looked_at = parquet.read_row_group(group, columns=[wanted.column], use_threads=False).column(0).combine_chunks()
-        rows = np.flatnonzero(wanted.mask(looked_at))
-        if wanted.once and len(rows):
-            _, firsts = np.unique(column_keys(looked_at.take(pa.array(rows))), return_index=True)
-            rows = rows[np.sort(firsts)]
-            wanted = wanted.without(looked_at.take(pa.array(rows)))
-        if len(rows):
-            rest = parquet.read_row_group(group, columns=list(columns), use_threads=False)
-            yield from rest.take(pa.array(rows)).combine_chunks().to_batches()
 
 
 def scan(

@@ -1,8 +1,9 @@
 """Where the graphs of a lake lie, which one is live, and how one is opened.
 
-graphs/<graph_id>/manifest.json      written last; names every file with its SHA-256
-graphs/<graph_id>/pins-00000-*.npy   embedding/taste/graph.py has the format
-graphs/LIVE                          names the graph that is read, replaced at once
+graphs/<graph_id>/manifest.json                written last; names every file with its SHA-256, those of its base among them
+graphs/<graph_id>/<attempt>/pins-00000-*.npy   embedding/taste/graph.py has the format
+graphs/<graph_id>/base.json                    in place of a manifest: of a graph that is read by those alone who stand on it
+graphs/LIVE                                    names the graph that is read, replaced at once
 """
 
 from __future__ import annotations
@@ -16,11 +17,16 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow.fs as pafs
+import pyarrow.parquet as pq
 
+from embedding.contracts import RELATED_PINS, TABLES
 from embedding.tables import storage
 from embedding.tables.exports import file_sha256
-from embedding.tables.lake import Lake
+from embedding.tables.lake import DataFile, Lake, data_files, partition_is
+from embedding.tables.maintenance import readable_versions
 from embedding.taste.graph import FORMAT, MANIFEST, Graph, GraphError, GraphManifest
+
+_BASE = "base.json"
 
 
 def graph_uri(lake: Lake, graph_id: str) -> str:
@@ -44,12 +50,25 @@ def finished_graphs(lake: Lake) -> list[GraphManifest]:
 
 
 def delete_graphs(lake: Lake, keep: Collection[str]) -> list[str]:
-    """Deletes all finished graphs but those to keep, the manifest first. Returns their ids."""
-    gone = [manifest.graph_id for manifest in finished_graphs(lake) if manifest.graph_id not in keep]
-    for graph_id in gone:
-        storage.delete_quietly(f"{graph_uri(lake, graph_id)}/{MANIFEST}")
-        storage.delete_folder(graph_uri(lake, graph_id))
-    return gone
+    """Deletes all finished graphs but those to keep, the manifest first. Returns their ids.
+
+    The files of a graph that a kept one stands on stay, but not its manifest: no version of a table is kept for its sake.
+    """
+    finished = finished_graphs(lake)
+    gone = [manifest for manifest in finished if manifest.graph_id not in keep]
+    bases = {manifest.as_base.graph_id for manifest in finished if manifest.graph_id in keep}
+    for manifest in gone:
+        uri = graph_uri(lake, manifest.graph_id)
+        if manifest.graph_id in bases:
+            storage.write_atomic(f"{uri}/{_BASE}", manifest.to_json())
+        storage.delete_quietly(f"{uri}/{MANIFEST}")
+        if manifest.graph_id not in bases:
+            storage.delete_folder(uri)
+    for graph_id in storage.folders(f"{lake.home}/graphs"):
+        uri = graph_uri(lake, graph_id)
+        if storage.exists(f"{uri}/{_BASE}") and graph_id not in bases and not is_finished(lake, graph_id):
+            storage.delete_folder(uri)
+    return [manifest.graph_id for manifest in gone]
 
 
 def write_manifest(lake: Lake, manifest: GraphManifest) -> None:
@@ -99,28 +118,71 @@ def newer_live_graph(lake: Lake, manifest: GraphManifest) -> str | None:
     return live if live and read_manifest(lake, live).is_newer(manifest) else None
 
 
+def graph_before(lake: Lake, ds: str) -> GraphManifest | None:
+    """The graph that the rows of `related_pins` of the last day before `ds` come from, if it is there, and what it was made of.
+
+    Reads the files' footers alone: the rows of a day are of one graph.
+    """
+    if not lake.exists(RELATED_PINS):
+        return None
+    table = lake.open(RELATED_PINS)
+    earlier = {str(file.partition["ds"]) for file in data_files(table)}
+    day = max((day for day in earlier if day < ds), default=None)
+    found = {graph_id for file in data_files(table, partition_is(ds=day)) for graph_id in _graph_ids(file)}
+    if len(found) != 1 or not is_finished(lake, str(*found)):
+        return None
+    manifest = read_manifest(lake, str(*found))
+    return manifest if is_readable(lake, manifest) else None
+
+
+def is_readable(lake: Lake, manifest: GraphManifest) -> bool:
+    """Whether all that a graph was made of can still be read."""
+    return all(readable_versions(lake, TABLES[name], [version]) for name, version in manifest.versions.items())
+
+
+def _graph_ids(file: DataFile) -> set[str]:
+    """The least and the greatest `graph_id` of a file of `related_pins`."""
+    filesystem, path = storage.filesystem_of(file.uri)
+    found: set[str] = set()
+    with pq.ParquetFile(path, filesystem=filesystem) as parquet:
+        footer = parquet.metadata
+        leaf = [footer.schema.column(number).path for number in range(footer.num_columns)].index("graph_id")
+        for group in range(footer.num_row_groups):
+            said = footer.row_group(group).column(leaf).statistics
+            found |= {said.min, said.max} if said is not None else {"unknown", "any"}
+    return found
+
+
 def open_graph(lake: Lake, graph_id: str, cache: Path | None = None) -> Graph:
     """A graph whose files are what its manifest says. Those of a remote lake are copied below `cache` first, once.
 
     Raises GraphError where a file is missing or damaged. Cost: one reading of the files.
     """
     manifest = read_manifest(lake, graph_id)
-    uri = f"{graph_uri(lake, graph_id)}/{manifest.folder}"
+    folder = _whole_folder(lake, graph_id, manifest.folder, manifest.files, cache)
+    base = manifest.base
+    base_folder = _whole_folder(lake, base.graph_id, base.folder, base.files, cache) if base else None
+    return Graph.open(folder, manifest, base_folder)
+
+
+def _whole_folder(lake: Lake, graph_id: str, attempt: str, files: Mapping[str, Mapping[str, Any]], cache: Path | None) -> Path:
+    """Where the files of one graph are on this machine, all of them and undamaged."""
+    uri = f"{graph_uri(lake, graph_id)}/{attempt}"
     local = storage.is_local(uri)
-    folder = Path(uri) if local else (cache or Path(tempfile.gettempdir()) / "pinlake-graphs") / graph_id / manifest.folder
-    for name, file in manifest.files.items():
+    folder = Path(uri) if local else (cache or Path(tempfile.gettempdir()) / "pinlake-graphs") / graph_id / attempt
+    for name, file in files.items():
         if not local and not _is_whole(folder / name, file):
             _copy(f"{uri}/{name}", folder / name)
         if not (folder / name).is_file():
             raise GraphError(f"{name} of graph {graph_id} is missing")
         if not _is_whole(folder / name, file):
             raise GraphError(f"{name} of graph {graph_id} is damaged")
-    return Graph.open(folder, manifest)
+    return folder
 
 
-@lru_cache(maxsize=1)
+@lru_cache(maxsize=2)
 def worker_graph(home: str, graph_id: str) -> Graph:
-    """As `open_graph`, once a process: for executors, where a task follows the other."""
+    """As `open_graph`, once a process: for executors, where a task follows the other. Tonight's graph, and the one before."""
     return open_graph(Lake(home), graph_id)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +18,16 @@ from embedding.tables.lake import Lake
 from embedding.tables.scan import read_rows
 from embedding.taste.checks import last_checks
 from embedding.taste.graph import GraphError
-from embedding.taste.store import graph_of_run, graph_uri, live_graph_id, open_graph, read_manifest
+from embedding.taste.store import graph_of_run, graph_uri, live_graph_id, open_graph, read_manifest, write_manifest
 
 
 @pytest.fixture(scope="module")
 def lake(lake_of_three_nights: Lake, tmp_path_factory: pytest.TempPathFactory) -> Lake:
-    """A copy of the lake of three nights, with the graphs of the second and the third, and their related pins."""
+    """A copy of the lake of three nights, with the graph of the second, the third's that is made from it, and related pins."""
     lake = Lake(str(tmp_path_factory.mktemp("graph") / "lake"))
     shutil.copytree(lake_of_three_nights.home, lake.home)
-    taste(lake, "before", "--ds", DEMO_DAYS[1], interests=True)
-    taste(lake, "first", "--edges-a-shard", "30")
+    taste(lake, "before", "--ds", DEMO_DAYS[1], "--edges-a-shard", "30", interests=True)
+    taste(lake, "first", "--most-changed", "1")
     return lake
 
 
@@ -62,10 +63,11 @@ def test_the_graph_has_the_edges_of_the_tables_both_ways(lake: Lake) -> None:
     assert graph_id == graph_of_run(lake, "first")
     graph, manifest = open_graph(lake, graph_id), read_manifest(lake, graph_id)
     assert all(len(starts) > 1 for starts in manifest.starts.values()), "several shards"
+    assert manifest.increment and manifest.increment.since == graph_of_run(lake, "before")
     wanted = edges_of_tables(lake)
     for side, other, turn in ((graph.pins, graph.boards, 1), (graph.boards, graph.pins, -1)):
         ids = side.ids_of(np.arange(len(side), dtype=np.int32))
-        assert (np.diff(ids) > 0).all()
+        assert len(np.unique(ids)) == len(ids)
         found = {(int(of), int(to)) for node, of in enumerate(ids) for to in other.ids_of(side.neighbours(node))}
         assert {pair[::turn] for pair in found} == wanted
     assert {side.edges for side in manifest.sides.values()} == {len(wanted)}
@@ -103,7 +105,7 @@ def test_a_day_walks_from_what_changed_and_nothing_names_a_pin_that_left(lake: L
 
 def test_the_same_state_again_changes_nothing(lake: Lake) -> None:
     version = lake.open(RELATED_PINS).version()
-    taste(lake, "again", "--edges-a-shard", "30")
+    taste(lake, "again")
     assert graph_of_run(lake, "again") == live_graph_id(lake)
     assert lake.open(RELATED_PINS).version() == version
 
@@ -121,7 +123,8 @@ def test_a_deleted_pin_leaves_the_graph_and_all_that_named_it(lake: Lake, tmp_pa
         mode="overwrite",
         predicate=f"pin_id = {gone} AND ds = '{DEMO_DAYS[-1]}'",
     )
-    taste(copy, "deleted", "--edges-a-shard", "30", interests=True)
+    taste(copy, "deleted", "--most-changed", "1", interests=True)
+    assert read_manifest(copy, str(live_graph_id(copy))).increment, "made from the graph of the day before"
     graph = open_graph(copy, str(live_graph_id(copy)))
     assert live_graph_id(copy) != live_graph_id(lake)
     assert graph.pins.nodes_of(np.array([gone])).tolist() == [-1]
@@ -155,16 +158,34 @@ def test_a_graph_does_not_go_live_while_somebody_has_no_interests(
     assert noted["first"].counts.up_to_date == noted["first"].counts.users - 1
 
 
+def test_a_graph_that_has_other_edges_than_the_tables_does_not_go_live(
+    lake: Lake, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    from jobs import check_taste
+
+    copy = Lake(str(tmp_path / "lake"))
+    shutil.copytree(lake.home, copy.home)
+    manifest = read_manifest(copy, str(live_graph_id(copy)))
+    write_manifest(copy, replace(manifest, days=manifest.days[:-1]))
+    Path(copy.home, "graphs", "LIVE").unlink()
+    assert check_taste.main(["--home", copy.home, "--run-id", "first", "--most-change", "2"]) == 3
+    assert "are others in the graph than in the tables" in caplog.text
+    assert live_graph_id(copy) is None
+
+
 def test_a_damaged_graph_is_refused(lake: Lake, tmp_path: Path) -> None:
     copy = Lake(str(tmp_path / "lake"))
     graph_id = str(live_graph_id(lake))
-    shutil.copytree(graph_uri(lake, graph_id), graph_uri(copy, graph_id))
-    path = next(Path(graph_uri(copy, graph_id)).glob("*/pins-00000-neighbours.npy"))
-    data = bytearray(path.read_bytes())
-    data[-1] ^= 1
-    path.write_bytes(data)
-    with pytest.raises(GraphError, match=r"pins-00000-neighbours\.npy of graph .* is damaged"):
-        open_graph(copy, graph_id)
+    base = read_manifest(lake, graph_id).base
+    assert base
+    for of, name in ((base.graph_id, "pins-00000-neighbours"), (graph_id, "pins-00000-patch-kept")):
+        shutil.copytree(lake.home + "/graphs", copy.home + "/graphs", dirs_exist_ok=True)
+        path = next(Path(graph_uri(copy, of)).glob(f"*/{name}.npy"))
+        data = bytearray(path.read_bytes())
+        data[-1] ^= 1
+        path.write_bytes(data)
+        with pytest.raises(GraphError, match=rf"{name}\.npy of graph .* is damaged"):
+            open_graph(copy, graph_id)
     with pytest.raises(GraphError, match="no finished graph"):
         open_graph(copy, "2026-11-20-000000000000")
     with pytest.raises(GraphError, match="has made no graph"):

@@ -14,6 +14,8 @@ GOOD = TasteCounts(
     live_version="pinclip-base-0123456789ab",
     edges=1_000,
     edges_before=900,
+    sampled=100,
+    other_edges=0,
     no_row=0,
     naming_gone=0,
     users=100,
@@ -33,6 +35,7 @@ def test_a_usual_night_passes_and_so_does_the_first() -> None:
     [
         ({"live_version": "pinclip-next-0123456789ab"}, "the live release is of pinclip-next-0123456789ab"),
         ({"up_to_date": 98}, "2 of 100 users have no interests"),
+        ({"other_edges": 5}, "5 edges of 100 pins are others in the graph than in the tables"),
         ({"no_row": 3}, "3 pins of the graph have no row"),
         ({"naming_gone": 4}, "4 pins are related to a pin that is not in the graph"),
         ({"edges": 400}, "400 edges, before 900"),

@@ -189,7 +189,7 @@ def make_graph(lake: Lake) -> None:
 
 
 def taste_check(ds: str, run_id: str, failures: Sequence[str] = (), **changes: Any) -> TasteCheck:
-    counts = TasteCounts(VERSION, VERSION, 1_234, 1_000, 0, 0, 6, 6, 21, 3.0)
+    counts = TasteCounts(VERSION, VERSION, 1_234, 1_000, 200, 0, 0, 0, 6, 6, 21, 3.0)
     checked_at = f"{ds}T23:59:59.000+00:00"
     return TasteCheck(ds, run_id, GRAPH, replace(counts, **changes), 0.5, list(failures), checked_at)
 

@@ -16,6 +16,7 @@ from embedding.taste.graph import (
     GraphManifest,
     adjacency,
     degree_statistics,
+    summed_degrees,
     write_piece,
 )
 from embedding.taste.walks import WalkSetting, related, walk
@@ -124,7 +125,7 @@ def test_an_edge_counts_once_and_the_oldest_are_cut() -> None:
     rows = adjacency(3, of, to, saved, max_degree=2)
     assert rows.neighbours.tolist() == [5, 6, 5] and rows.saved.tolist() == [30, 20, 1]
     assert rows.offsets.tolist() == [0, 2, 2, 3] and rows.pruned == 1
-    said = degree_statistics([[0, 0, 1], [1, 1]], 4)
+    said = degree_statistics(summed_degrees([[0, 0, 1], [1, 1]]), 4)
     assert (said.nodes, said.edges, said.pruned, said.degree_max) == (3, 3, 1, 2)
 
 
