@@ -53,13 +53,20 @@ class Stream:
         follow_saves.main(["--home", self.lake.home, "--run-id", "follower", *places, "--once"])
 
 
-@pytest.fixture
-def stream(lake_of_three_nights: Lake, tmp_path: Path) -> Stream:
-    lake = Lake(str(tmp_path / "lake"))
+@pytest.fixture(scope="module")
+def lake(lake_of_three_nights: Lake, tmp_path_factory: pytest.TempPathFactory) -> Lake:
+    """A copy of the lake of three nights, with the interests of the last."""
+    lake = Lake(str(tmp_path_factory.mktemp("stream") / "lake"))
     shutil.copytree(lake_of_three_nights.home, lake.home)
-    interests(lake, "second", "--ds", DEMO_DAYS[1])
     interests(lake, "third")
-    return Stream(lake, tmp_path / "stream")
+    return lake
+
+
+@pytest.fixture
+def stream(lake: Lake, tmp_path: Path) -> Stream:
+    copy = Lake(str(tmp_path / "lake"))
+    shutil.copytree(lake.home, copy.home)
+    return Stream(copy, tmp_path / "stream")
 
 
 def at(minute: int, seconds: int = 0) -> datetime:
