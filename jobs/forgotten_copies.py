@@ -88,9 +88,11 @@ def _delete_graph(lake: Lake, graph_id: str) -> None:
 def delete_unfinished(lake: Lake) -> list[str]:
     """Deletes folders of training sets and graphs whose builds were killed days ago; publish_index.py does releases'."""
     since, deleted = datetime.now(UTC) - ABANDONED_AFTER, []
+    bases = {manifest.as_base.graph_id for manifest in store.finished_graphs(lake)}  # files that others stand on, no graphs
     for root, marker in ((f"{lake.home}/training", ts.MANIFEST), (f"{lake.home}/graphs", graph.MANIFEST)):
         for folder in storage.unfinished_folders(root, marker, since):
-            if _MADE.fullmatch(folder.rpartition("/")[2]):
+            name = folder.rpartition("/")[2]
+            if _MADE.fullmatch(name) and name not in bases:
                 storage.delete_folder(folder)
                 deleted.append(folder.removeprefix(f"{lake.home}/"))
     return deleted
