@@ -16,7 +16,7 @@ import os
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 
-from embedding.contracts import PIN_EMBEDDINGS, QUARANTINE, USER_INTERESTS
+from embedding.contracts import PIN_EMBEDDINGS, QUARANTINE, USER_EMBEDDINGS, USER_INTERESTS
 from embedding.encoder.config import ConfigError
 from embedding.encoder.store import (
     Role,
@@ -30,6 +30,7 @@ from embedding.encoder.store import (
 from embedding.index.release import ReleaseError, list_releases, live_version, pointer_lock
 from embedding.index.retention import delete_release
 from embedding.tables.lake import Lake, partition_is, remove_partitions
+from embedding.taste.user_models import delete_user_models
 from jobs.session import arguments, log, run_program
 
 
@@ -70,8 +71,9 @@ def retire(lake: Lake, version: str, run_id: str) -> None:
         delete_release(lake, manifest.release_id)
     counts = [
         remove_partitions(lake, contract, partition_is(embedding_version=version), run_id=run_id)
-        for contract in (QUARANTINE, PIN_EMBEDDINGS, USER_INTERESTS)
+        for contract in (QUARANTINE, PIN_EMBEDDINGS, USER_INTERESTS, USER_EMBEDDINGS)
     ]
+    delete_user_models(lake, version)
     unmark_fresh(lake, version)
     log.info("%s: retired; %d days of vectors and %d releases deleted", version, counts[1], len(releases))
 
