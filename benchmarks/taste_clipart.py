@@ -29,7 +29,7 @@ from embedding.encoder.training_set import SetRecipe
 from embedding.taste.interests import Floats, Ids
 from embedding.taste.recommend import DUPLICATE
 
-LEAST, HELD_OUT = 10, 0.2
+LEAST, HELD_OUT = 5, 0.2
 PICTURES_A_PASS = 64
 
 log = logging.getLogger("pinlake")

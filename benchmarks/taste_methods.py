@@ -14,7 +14,7 @@ from scipy.sparse import csr_matrix, save_npz
 from benchmarks.peers.environments import peer_environment
 from benchmarks.spark import run
 from benchmarks.taste_split import Split
-from embedding.taste.foresight import Judged, LearningSetting, Pool, best_mean, in_memory, judge, learn, log
+from embedding.taste.foresight import Judged, LearningSetting, Pool, best_start, in_memory, learn
 from embedding.taste.interests import Floats, medoid_of, ward_labels
 from embedding.taste.sequence import History, UserSetting
 from embedding.taste.vectors import GraphVectors, VectorSetting, graph_vectors, next_scores
@@ -22,7 +22,7 @@ from embedding.taste.vectors import GraphVectors, VectorSetting, graph_vectors, 
 PROGRAM = Path(__file__).parent / "peers" / "taste_program.py"
 WINDOWS = ((10, 3.0, 0.2), (20, 5.0, 0.5), (50, 10.0, 0.5))
 DIMS, DECAYS, POPULARITIES = (64, 128), (1.0, 3.0, 10.0), (0.0, 0.3, 1.0)
-JOINED, WAYS = (0.0, 0.7, 1.0, 1.3, 1.6), ("nearest", "turns", "sum 10", "sum 20", "sum 40")
+JOINED, WAYS = (0.0, 0.7, 1.0, 1.3), ("nearest", "turns", "sum 10", "sum 20")
 
 Settings = Iterator[tuple[str, Floats]]
 
@@ -139,33 +139,35 @@ class LearnedUsers:
 
     def __init__(self, vectors: Callable[[Split], GraphVectors], setting: UserSetting, learning: LearningSetting) -> None:
         self._vectors, self._setting, self._learning = vectors, setting, learning
-        self._known: dict[int, tuple[Split, Floats]] = {}
+        self._known: dict[int, tuple[Split, str, Floats]] = {}
 
     def __call__(self, split: Split) -> Settings:
-        yield "", self.scores(split)
+        yield self._of(split)[1:]
 
     def scores(self, split: Split) -> Floats:
-        if id(split) not in self._known:
-            self._known[id(split)] = split, self._learn(split)
-        return self._known[id(split)][1]
+        return self._of(split)[2]
 
-    def _learn(self, split: Split) -> Floats:
+    def _of(self, split: Split) -> tuple[Split, str, Floats]:
+        if id(split) not in self._known:
+            self._known[id(split)] = split, *self._learn(split)
+        return self._known[id(split)]
+
+    def _learn(self, split: Split) -> tuple[str, Floats]:
         vectors = self._vectors(split)
         share_I = split.matrix.sum(axis=0) / sum(map(len, split.histories))
-        pool = Pool(np.arange(split.items), vectors.target, share_I)
+        pool = Pool(np.arange(split.items), vectors.target, share_I, split.items)
         users = []
         for number, (history, minutes) in enumerate(zip(split.histories, split.minutes, strict=True)):
             pins = history[::-1]
             users.append(History(number, pins, minutes[::-1], vectors.source[pins], vectors.target[pins], share_I[pins]))
         judging = Judged.of(users, pool)
-        start = best_mean(self._setting, judging)
+        start = best_start(self._setting, judging, pool)
         by_user = dict(zip((history.user_id for history in judging.known), judging.known, strict=True))
         learned = learn(
             in_memory([by_user.get(history.user_id, history) for history in users]), pool, judging, start, self._learning
         )
-        found = judge(learned.model, judging)
-        log.info("round %d of %d: recall@10 of what was held out %.4f", learned.round, len(learned.gains) - 1, found.recall)
-        return np.asarray(learned.model.encode(users) @ vectors.target.T, np.float32)
+        said = f"round {learned.round} of learning, held-out gain {learned.gains[0]:.3f} to {max(learned.gains):.3f}"
+        return said, np.asarray(learned.model.encode(users) @ vectors.target.T, np.float32)
 
 
 def fused(one: Callable[[Split], Floats], others: Callable[[Split], Settings]) -> Callable[[Split], Settings]:

@@ -46,10 +46,11 @@ class Split:
 
 @dataclass(frozen=True)
 class Method:
-    """Settings by name, each with the scores (U, I) that it gives. Where there are several, one is chosen on another split."""
+    """Settings by name, each with the scores (U, I) that it gives. Of `several`, one is chosen on another split."""
 
     name: str
     settings: Callable[[Split], Iterator[tuple[str, Floats]]]
+    several: bool = True
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,12 +109,12 @@ def judged(split: Split, setting: str, scores_UI: Floats, cosines_II: Floats) ->
 
 def chosen(method: Method, validation: Split) -> str | None:
     """The setting that is best by recall@10, then @50; None where there is but one."""
+    if not method.several:
+        return None
     found = {}
     for name, scores in method.settings(validation):
         ranks = ranks_of(validation, scores)
         found[name] = float(np.nanmean(_shares(ranks, 10))), float(np.nanmean(_shares(ranks, 50)))
-        if not name:
-            return None
     return max(found, key=lambda name: found[name])
 
 

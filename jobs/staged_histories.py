@@ -12,7 +12,7 @@ from functools import partial
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from embedding.tables import storage
@@ -29,11 +29,12 @@ _WRITTEN = pa.schema([("uri", pa.string()), ("rows", pa.int64())])
 
 @dataclass(frozen=True)
 class Staged:
-    """What was staged: users' histories and how many, and a file of pins drawn at random."""
+    """What was staged: users' histories and how many, and a file of pins drawn at random out of `pins`."""
 
     histories: StagedHistories
     users: int
     pins_uri: str
+    pins: int
 
 
 def newest_saves(spark: SparkSession, lake: Lake, state: CurrentState, pins: DataFrame, most: int) -> DataFrame:
@@ -57,7 +58,7 @@ def with_vectors(spark: SparkSession, lake: Lake, state: CurrentState, saves: Da
     return users.withColumns({name: F.col(column) for name, column in columns.items()}).select(*STAGED.names, "history_hash")
 
 
-def drawn(key: str, wanted: int, count: int, seed: int) -> F.Column:
+def drawn(key: str, wanted: int, count: int, seed: int) -> Column:
     """Whether a row is among about `wanted` of `count`, by a hash of its key: the same rows each time."""
     return F.pmod(F.xxhash64(key, F.lit(seed)), F.lit(_HASHED)) < int(_HASHED * min(1.0, wanted / max(1, count)))
 
@@ -76,11 +77,12 @@ def stage_histories(
     files = max(1, -(-count // USERS_A_FILE))
     in_order = rows.repartition(files, "user_id").sortWithinPartitions("user_id")
     uris = write_parquet(in_order, f"{root}/histories", STAGED)
-    pool = pins.where(drawn("pin_id", POOL, pins.count(), seed)).join(current_vectors(spark, lake, state), ROW_KEY, "inner")
+    all_pins = pins.count()
+    pool = pins.where(drawn("pin_id", POOL, all_pins, seed)).join(current_vectors(spark, lake, state), ROW_KEY, "inner")
     pool = pool.join(counts, "pin_id", "left").fillna(0, ["saves"]).select(*STAGED_PINS.names)
     (pins_uri,) = write_parquet(pool.coalesce(1), f"{root}/pins", STAGED_PINS) or [""]
     all_saves = counts.agg(F.sum("saves")).collect()[0][0] or 0
-    return Staged(StagedHistories(uris, max(1, int(all_saves))), count, pins_uri)
+    return Staged(StagedHistories(uris, max(1, int(all_saves))), count, pins_uri, all_pins)
 
 
 def write_parquet(rows: DataFrame, name: str, schema: pa.Schema) -> list[str]:

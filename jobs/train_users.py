@@ -7,8 +7,8 @@
    random. No history passes through the driver but those of the batch that is learned from.
 3. Of each history the newest fifth is held out. The model learns from the rest (embedding/taste/foresight.py); half of the
    judged users choose the round of learning, the other half judge the result, beside the decayed mean of a user's pins.
-4. What finds at least as many held-out saves as that mean, and as the model that is live, becomes the live one; where learning
-   is worth nothing, the mean itself, which is a model too. The log and the manifest have the figures.
+4. What finds most of the held-out saves, at least as many as that mean and as the live model, becomes the live one; where
+   learning is worth nothing, that is where it started, or the mean itself. The log and the manifest have the figures.
 
 Done again for the same state, it makes the same model. Memory: some thousand histories of at most 128 pins.
 """
@@ -29,7 +29,7 @@ from embedding.encoder.config import ConfigError
 from embedding.index.release import ReleaseError
 from embedding.tables import storage
 from embedding.tables.lake import Lake
-from embedding.taste.foresight import Judged, LearningSetting, best_mean, judge, learn
+from embedding.taste.foresight import Judged, LearningSetting, best_mean, best_start, judge, learn
 from embedding.taste.sequence import UserModel, UserModelError, UserSetting
 from embedding.taste.user_models import (
     UserModelManifest,
@@ -69,25 +69,25 @@ def is_young(lake: Lake, version: str, ds: str, every_days: int) -> bool:
     return looked is not None and (date.fromisoformat(ds) - date.fromisoformat(looked)).days < every_days
 
 
-def train(staged: Staged, setting: UserSetting, learning: LearningSetting) -> tuple[UserModel, UserModel, int, Judged]:
-    """The decayed mean, what was learned from it, the round of learning that was best, and who judges both."""
+def train(staged: Staged, setting: UserSetting, learning: LearningSetting) -> tuple[dict[str, UserModel], int, Judged]:
+    """The decayed mean, where learning starts and what is learned from it; the best round; and who judges them."""
     filesystem, path = storage.filesystem_of(staged.pins_uri)
-    pool = pool_of(pq.read_table(path, filesystem=filesystem), staged.histories.all_saves)
+    pool = pool_of(pq.read_table(path, filesystem=filesystem), staged.pins, staged.histories.all_saves)
     histories = list(staged.histories.first(MOST_JUDGED))
     choosing, judging = Judged.of(histories[::2], pool), Judged.of(histories[1::2], pool)
-    start = best_mean(setting, choosing)
+    start = best_start(setting, choosing, pool)
     learned = learn(staged.histories.batches(), pool, choosing, start, learning)
-    return start, learned.model, learned.round, judging
+    return {"mean": best_mean(setting, choosing), "start": start, "learned": learned.model}, learned.round, judging
 
 
 def write_best(
     lake: Lake, version: str, ds: str, staged: Staged, setting: UserSetting, learning: LearningSetting, run_id: str
 ) -> None:
     """Trains, judges, and publishes what is best."""
-    start, learned, round_, judging = train(staged, setting, learning)
-    recall = {"start": judge(start, judging).recall, "learned": judge(learned, judging).recall}
-    best = learned if recall["learned"] >= recall["start"] else start
-    name, weights = pack(best, version)
+    models, round_, judging = train(staged, setting, learning)
+    recall = {what: judge(model, judging).recall for what, model in models.items()}
+    best = max(reversed(models), key=lambda what: recall[what])  # of equal ones what was learned
+    name, weights = pack(models[best], version)
     manifest = UserModelManifest(
         version=name,
         embedding_version=version,
@@ -95,8 +95,10 @@ def write_best(
         setting=asdict(setting),
         users=staged.users,
         judged=len(judging.known),
-        **recall,
-        round=round_ if best is learned else 0,
+        mean=recall["mean"],
+        start=recall["start"],
+        learned=recall["learned"],
+        round=round_ if best == "learned" else 0,
         size_bytes=len(weights),
         sha256=sha256(weights).hexdigest(),
         built_by=run_id,

@@ -22,10 +22,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from embedding.taste.interests import DAY_MINUTES, Floats, Ids
-from embedding.taste.sequence import History, UserModel, UserSetting, collate, decayed_mean
+from embedding.taste.sequence import Contrast, History, UserModel, UserSetting, collate, decayed_mean, like_length
 
 DECAYS = (1e6, 100.0, 30.0, 10.0, 3.0)
 """Places after which a save weighs 1/e in the mean that a model starts from: the first is the plain mean."""
+POWERS = (0.5, 1.0)
 MAX_SCALE = 100.0
 HELD_OUT, LEAST_JUDGED = 0.2, 5
 """Of a history the newest share that is held out, and the saves from which on it is."""
@@ -62,11 +63,15 @@ class LearningSetting:
 
 @dataclass(frozen=True, eq=False)
 class Pool:
-    """Pins in the order of their ids (P,), vectors to score them by (P, D), and of all saves the share of each (P,)."""
+    """Pins in the order of their ids (P,), vectors to score them by (P, D), and of all saves the share of each (P,).
+
+    drawn_from: How many pins there are in all.
+    """
 
     pins_P: Ids  # noqa: N815
     vectors_PD: Floats  # noqa: N815
     share_P: Floats  # noqa: N815
+    drawn_from: int
 
     def __len__(self) -> int:
         return len(self.pins_P)
@@ -77,7 +82,7 @@ class Pool:
         unique, first = np.unique(pins, return_index=True)
         vectors = np.concatenate([self.vectors_PD, *(history.targets_ND for history in histories)])[first]
         share = np.concatenate([self.share_P, *(history.share_N for history in histories)])[first]
-        return Pool(unique, vectors, share)
+        return Pool(unique, vectors, share, self.drawn_from)
 
 
 @dataclass(frozen=True, eq=False)
@@ -157,9 +162,18 @@ def judge(model: UserModel, judged: Judged) -> Found:
 
 
 def best_mean(setting: UserSetting, judged: Judged) -> UserModel:
-    """The decayed mean that finds most: what a model starts from, and is to be better than."""
-    every = [decayed_mean(setting, decay) for decay in DECAYS]
-    return max(every, key=lambda model: judge(model, judged).gain) if judged.known else every[2]
+    """The decayed mean that finds most: what a model is to be better than."""
+    return _best([decayed_mean(setting, decay) for decay in DECAYS], judged)
+
+
+def best_start(setting: UserSetting, judged: Judged, pool: Pool) -> UserModel:
+    """The decayed mean and its contrast with all pins that find most together: what a model starts from."""
+    contrasts = [Contrast.none(setting.dim), *(Contrast.of(pool.vectors_PD, power) for power in POWERS if len(pool) > 1)]
+    return _best([decayed_mean(setting, decay, contrast) for contrast in contrasts for decay in DECAYS], judged)
+
+
+def _best(models: Sequence[UserModel], judged: Judged) -> UserModel:
+    return max(models, key=lambda model: judge(model, judged).gain)  # of equal ones the first
 
 
 # -- learning --------------------------------------------------------------------------------------------------------------
@@ -254,17 +268,24 @@ def loss_of(
     cut = [histories[e.row].before(e.place, model.setting.max_pins) for e in examples]
     saves = [histories[e.row].newest(e.save + 1).before(e.save) for e in examples]
     drawn = np.sort(rng.choice(len(pool), min(setting.negatives, len(pool)), replace=False))
-    candidates = Pool(pool.pins_P[drawn], pool.vectors_PD[drawn], pool.share_P[drawn]).with_saves_of(saves)
-    expected_C = len(examples) * candidates.share_P + len(drawn) / max(1, len(pool))
+    candidates = Pool(pool.pins_P[drawn], pool.vectors_PD[drawn], pool.share_P[drawn], pool.drawn_from).with_saves_of(saves)
+    expected_C = len(examples) * candidates.share_P + len(drawn) / pool.drawn_from
     own_E = np.searchsorted(candidates.pins_P, [int(save.pins_N[0]) for save in saves])
     has_BC = np.stack([np.isin(candidates.pins_P, history.pins_N) for history in histories])
     hidden_EC = has_BC[[e.row for e in examples]]
     hidden_EC[np.arange(len(examples)), own_E] = False
     scale = model.log_scale.exp().clamp(max=MAX_SCALE)
-    logits_EC = scale * model(collate(cut, model.setting.max_pins)) @ torch.from_numpy(candidates.vectors_PD).T
+    logits_EC = scale * _users(model, cut) @ torch.from_numpy(candidates.vectors_PD).T
     logits_EC = logits_EC - torch.from_numpy(np.log(expected_C).astype(np.float32))
     logits_EC = logits_EC.masked_fill(torch.from_numpy(hidden_EC), -torch.inf)
     return nn.functional.cross_entropy(logits_EC, torch.from_numpy(own_E))
+
+
+def _users(model: UserModel, histories: Sequence[History]) -> Tensor:
+    """The model's vectors (E, D) of histories, those of like length together, in the order given."""
+    lots = list(like_length(histories))
+    parts = [model(collate([histories[row] for row in rows], model.setting.max_pins)) for rows in lots]
+    return torch.cat(parts)[torch.from_numpy(np.argsort(np.concatenate(lots)))]
 
 
 def in_memory(histories: Sequence[History], users_a_lot: int = 128) -> Batches:

@@ -1,8 +1,8 @@
 """A person as one vector, learned to foresee what they save next: PinnerFormer in small (arXiv 2205.04507).
 
 A transformer reads the newest saves, each as its frozen pin vector with its age and the gap to the save after it. What it
-finds is added to where it starts from: the mean of the pins' vectors, the newest ones weighing most. So a model that has
-learned nothing is that decayed mean, already a good query, and little data is enough to improve on it.
+finds is added to where it starts from: the mean of the pins' vectors, the newest ones weighing most, told from the mean of all
+pins by a linear map (`Contrast`). So a model that has learned nothing is already a good query, and little data is enough.
 
 The tower of the pins is the identity: a user's vector lies in the space of the pins' vectors, and its product with a pin is
 the score. The live release can be asked with it as it is. How it learns is in embedding/taste/foresight.py.
@@ -24,6 +24,8 @@ from embedding.taste.interests import DAY_MINUTES, Floats, Ids
 
 PERIODS_DAYS = (1.0, 7.0, 30.0, 365.0)
 USERS_A_PASS = 64
+SHRINKAGE = 0.3
+"""Of the covariances' mean, added to each of them: directions in which few pins differ would weigh without bound."""
 
 
 class UserModelError(Exception):
@@ -75,8 +77,8 @@ class History:
         return self._rows(slice(0, count))
 
     def _rows(self, rows: slice) -> History:
-        parts = (self.pins_N, self.saved_N, self.vectors_ND, self.targets_ND, self.share_N)
-        return History(self.user_id, *(part[rows] for part in parts))
+        ids, vectors = (self.pins_N[rows], self.saved_N[rows]), (self.vectors_ND[rows], self.targets_ND[rows])
+        return History(self.user_id, *ids, *vectors, self.share_N[rows])
 
 
 def end_of_day(minute: int) -> int:
@@ -119,13 +121,44 @@ def time_features(days: Tensor) -> Tensor:
     return torch.cat([torch.log1p(days)[..., None], torch.sin(angles), torch.cos(angles)], dim=-1)
 
 
+@dataclass(frozen=True, eq=False)
+class Contrast:
+    """A linear map of users' means: `map_DD` @ (mean - `centre_D`)."""
+
+    map_DD: Floats  # noqa: N815
+    centre_D: Floats  # noqa: N815
+
+    @classmethod
+    def none(cls, dim: int) -> Contrast:
+        """Leaves means as they are."""
+        return cls(np.eye(dim, dtype=np.float32), np.zeros(dim, np.float32))
+
+    @classmethod
+    def of(cls, vectors_PD: Floats, power: float) -> Contrast:
+        """What tells a user's pins from pins at large: the covariance of all, shrunken towards its mean, to the power -`power`.
+
+        With power 1 that is Fisher's linear discriminant between a user's pins and the others, if both are spread alike:
+        directions in which all pins differ say little of a user, and so weigh little.
+        """
+        centre_D = vectors_PD.mean(axis=0)
+        values, axes = np.linalg.eigh(np.cov((vectors_PD - centre_D).astype(np.float64).T))
+        spread = np.maximum(values, 0) + SHRINKAGE * max(float(values.mean()), 1e-12)
+        found = (axes * (spread / spread.mean()) ** -power) @ axes.T
+        return cls(found.astype(np.float32), centre_D.astype(np.float32))
+
+
 class UserModel(nn.Module):
-    """Histories to unit vectors (B, D). New, it gives the decayed mean of a history's vectors."""
+    """Histories to unit vectors (B, D). New, it gives the decayed mean of a history's vectors, by its contrast."""
+
+    contrast: Tensor
+    centre: Tensor
 
     def __init__(self, setting: UserSetting) -> None:
         super().__init__()
         self.setting = setting
         width, dim = setting.width, setting.dim
+        self.register_buffer("contrast", torch.eye(dim))
+        self.register_buffer("centre", torch.zeros(dim))
         self.pin = nn.Linear(dim, width)
         self.time = nn.Linear(2 * (1 + 2 * len(PERIODS_DAYS)), width)
         self.place = nn.Embedding(setting.max_pins, width)
@@ -154,7 +187,8 @@ class UserModel(nn.Module):
         logits = self.weight(read[:, 1:])[..., 0] - places / self.log_decay.exp()
         weights_BN = logits.masked_fill(~batch.filled_BN, -torch.inf).softmax(dim=1)
         mean_BD = (weights_BN[..., None] * batch.vectors_BND).sum(dim=1)
-        return nn.functional.normalize(mean_BD + self.turn(mean_BD) + self.found(read[:, 0]), dim=-1)
+        start_BD = nn.functional.normalize((mean_BD - self.centre) @ self.contrast.T, dim=-1)
+        return nn.functional.normalize(start_BD + self.turn(start_BD) + self.found(read[:, 0]), dim=-1)
 
     def encode(self, histories: Sequence[History]) -> Floats:
         """Unit vectors (B, D) of histories of one pin or more. A vector depends on its history alone, and on no clock.
@@ -166,23 +200,26 @@ class UserModel(nn.Module):
         found = np.empty((len(histories), self.setting.dim), np.float32)
         self.eval()
         with torch.inference_mode():
-            for rows in _like_length(histories):
+            for rows in like_length(histories):
                 found[rows] = self(collate([histories[row] for row in rows], self.setting.max_pins)).numpy()
         return found
 
 
-def _like_length(histories: Sequence[History]) -> Iterator[list[int]]:
+def like_length(histories: Sequence[History]) -> Iterator[list[int]]:
     """Rows of histories of about the same length: a long one would have all others padded to its own."""
     order = np.argsort([len(history) for history in histories], kind="stable")
     for start in range(0, len(order), USERS_A_PASS):
         yield order[start : start + USERS_A_PASS].tolist()
 
 
-def decayed_mean(setting: UserSetting, decay: float) -> UserModel:
+def decayed_mean(setting: UserSetting, decay: float, contrast: Contrast | None = None) -> UserModel:
     """The model that has learned nothing: the mean of a history's vectors, each weighing e^(-1/decay) of the next newer."""
+    contrast = contrast or Contrast.none(setting.dim)
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = UserModel(setting)
     with torch.no_grad():
         model.log_decay.fill_(math.log(decay))
+        model.contrast.copy_(torch.from_numpy(contrast.map_DD))
+        model.centre.copy_(torch.from_numpy(contrast.centre_D))
     return model.eval()

@@ -52,8 +52,8 @@ STAGED_PINS = pa.schema([("pin_id", pa.int64()), ("saves", pa.int64()), ("embedd
 class UserModelManifest:
     """What a model learned from, and what it is worth. Its file is written last: without it there is no model.
 
-    ds: The last day of data. users: How many it learned from. start, learned: recall@10 of held-out saves, of the decayed mean
-    that it started from and of itself. round: The round of learning that was best; 0 where none beat the start.
+    ds: The last day of data. users: How many it learned from. mean, start, learned: recall@10 of held-out saves, of the decayed
+    mean, of where learning started and of where it ended. round: The round of learning that this model is; 0 for the start.
     """
 
     version: str
@@ -62,6 +62,7 @@ class UserModelManifest:
     setting: dict[str, Any]
     users: int
     judged: int
+    mean: float
     start: float
     learned: float
     round: int
@@ -198,16 +199,17 @@ def histories_of(batch: pa.RecordBatch | pa.Table, all_saves: int = 1) -> list[H
     found = []
     for user, pins, saved, vectors, saves in zip(*columns, counts, strict=True):
         vectors_ND = np.frombuffer(b"".join(vectors), np.float32).reshape(len(pins), -1)
-        share_N = np.array(saves, np.float32) / all_saves
+        share_N = (np.array(saves) / all_saves).astype(np.float32)
         found.append(History(user, np.array(pins, np.int64), np.array(saved, np.int64), vectors_ND, vectors_ND, share_N))
     return found
 
 
-def pool_of(pins: pa.Table, all_saves: int) -> Pool:
-    """The pool of pins drawn at random, from rows of STAGED_PINS."""
+def pool_of(pins: pa.Table, drawn_from: int, all_saves: int) -> Pool:
+    """The pool of pins drawn at random out of so many, from rows of STAGED_PINS."""
     pins = pins.sort_by("pin_id")
     vectors_PD = np.frombuffer(b"".join(pins["embedding"].to_pylist()), np.float32).reshape(len(pins), -1)
-    return Pool(pins["pin_id"].to_numpy(), vectors_PD, (pins["saves"].to_numpy() / all_saves).astype(np.float32))
+    share_P = (pins["saves"].to_numpy() / all_saves).astype(np.float32)
+    return Pool(pins["pin_id"].to_numpy(), vectors_PD, share_P, drawn_from)
 
 
 @dataclass(frozen=True)

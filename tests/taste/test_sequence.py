@@ -12,7 +12,7 @@ import pytest
 from embedding.tables.lake import Lake
 from embedding.taste.foresight import Judged, LearningSetting, Pool, hold_out, in_memory, judge, learn
 from embedding.taste.interests import Floats
-from embedding.taste.sequence import History, UserModelError, UserSetting, decayed_mean
+from embedding.taste.sequence import Contrast, History, UserModelError, UserSetting, decayed_mean
 from embedding.taste.user_models import (
     WEIGHTS,
     UserModelManifest,
@@ -25,7 +25,7 @@ from embedding.taste.user_models import (
     write_model,
 )
 
-TOPICS, OF_TOPIC, DIM = 12, 20, 16
+TOPICS, OF_TOPIC, DIM = 12, 10, 16
 SETTING = UserSetting(dim=DIM, max_pins=16, width=16, heads=2, layers=1, decay=3.0)
 VERSION = "pinclip-base-0123456789ab"
 
@@ -35,7 +35,7 @@ def pins() -> Floats:
     rng = np.random.default_rng(0)
     topics = np.linalg.qr(rng.normal(size=(DIM, DIM)))[0][:TOPICS]
     found = np.repeat(topics, OF_TOPIC, axis=0) + 0.05 * rng.normal(size=(TOPICS * OF_TOPIC, DIM))
-    return (found / np.linalg.norm(found, axis=1, keepdims=True)).astype(np.float32)
+    return np.asarray(found / np.linalg.norm(found, axis=1, keepdims=True), np.float32)
 
 
 def walkers(count: int = 150) -> list[History]:
@@ -53,7 +53,9 @@ def walkers(count: int = 150) -> list[History]:
 
 def judged() -> tuple[list[History], Pool, Judged]:
     vectors_ID, users = pins(), walkers()
-    pool = Pool(np.arange(len(vectors_ID)), vectors_ID, np.full(len(vectors_ID), 1 / len(vectors_ID), np.float32))
+    pool = Pool(
+        np.arange(len(vectors_ID)), vectors_ID, np.full(len(vectors_ID), 1 / len(vectors_ID), np.float32), len(vectors_ID)
+    )
     return [hold_out(user)[0] for user in users], pool, Judged.of(users, pool)
 
 
@@ -98,7 +100,7 @@ def manifest_of(name: str, weights: bytes, ds: str) -> UserModelManifest:
     now = datetime.now(UTC).isoformat()
     digest = sha256(weights).hexdigest()
     shape = vars(SETTING)
-    return UserModelManifest(name, VERSION, ds, shape, 10, 5, 0.1, 0.2, 3, len(weights), digest, "test", now)
+    return UserModelManifest(name, VERSION, ds, shape, 10, 5, 0.1, 0.1, 0.2, 3, len(weights), digest, "test", now)
 
 
 def test_a_stored_model_is_whole_and_reads_its_own_encoder_s_vectors_alone(tmp_path: Path) -> None:
@@ -117,3 +119,16 @@ def test_a_stored_model_is_whole_and_reads_its_own_encoder_s_vectors_alone(tmp_p
     file.write_bytes(file.read_bytes()[:-1] + b"?")
     with pytest.raises(UserModelError, match="damaged"):
         open_user_model(lake, VERSION, name)
+
+
+def test_a_contrast_tells_a_user_s_pins_from_what_all_pins_share() -> None:
+    rng = np.random.default_rng(2)
+    loud = rng.normal(size=(400, 1)) * np.eye(DIM)[:1] * 5  # one direction in which all pins differ, and that says nothing
+    vectors_ID = np.asarray(pins()[np.arange(400) % len(pins())] + loud, np.float32)
+    users = [vectors_ID[np.flatnonzero(np.arange(400) % len(pins()) // OF_TOPIC == topic)[:4]] for topic in range(TOPICS)]
+    hits = []
+    for contrast in (Contrast.none(DIM), Contrast.of(vectors_ID, 1.0)):
+        means_BD = np.stack([user.mean(axis=0) - contrast.centre_D for user in users]) @ contrast.map_DD.T
+        best = np.argsort(-means_BD @ vectors_ID.T, axis=1)[:, :10] % len(pins()) // OF_TOPIC
+        hits.append(float((best == np.arange(TOPICS)[:, None]).mean()))
+    assert hits[1] > 0.8 > 2 * hits[0], hits
