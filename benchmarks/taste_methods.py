@@ -6,6 +6,7 @@ import itertools
 import json
 import tempfile
 from collections.abc import Callable, Iterator
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -47,10 +48,16 @@ def column_cosines(matrix_UI: Floats) -> Floats:
     return found
 
 
+@lru_cache(maxsize=len(WINDOWS) * len(DIMS))
+def vectors_of(split: Split, setting: VectorSetting) -> GraphVectors:
+    """The graph's vectors from what a split knows; those of the last split are kept."""
+    return graph_vectors(split.histories, split.items, setting)
+
+
 def mean_of_graph_vectors(split: Split) -> Settings:
     """Of the same vectors as ours, all of a history alike."""
     for (window, decay, backwards), dim in itertools.product(WINDOWS, DIMS):
-        vectors = graph_vectors(split.histories, split.items, VectorSetting(dim, window, decay, backwards))
+        vectors = vectors_of(split, VectorSetting(dim, window, decay, backwards))
         scores = np.stack([next_scores(history, vectors, 1e9) for history in split.histories])
         yield f"window {window}, {dim} dimensions", scores
 
@@ -69,18 +76,31 @@ def mean_of_vectors(vectors_ID: Floats) -> Callable[[Split], Settings]:
     return settings
 
 
-def implicit_model(name: str, cache: Path) -> Callable[[Split], Settings]:
-    """A model of the library `implicit`, in an environment of its own."""
+class Implicit:
+    """Models of the library `implicit`, in an environment of its own; all of them run once a split."""
 
-    def settings(split: Split) -> Settings:
-        with tempfile.TemporaryDirectory() as folder:
+    def __init__(self, cache: Path) -> None:
+        self._cache = cache
+        self._known: tuple[Split, tempfile.TemporaryDirectory[str]] | None = None
+
+    def model(self, name: str) -> Callable[[Split], Settings]:
+        """`itemknn` or `als`."""
+
+        def settings(split: Split) -> Settings:
+            folder = self._run(split)
+            said = json.loads((folder / "settings.json").read_text())[name]
+            yield from zip(said, np.load(folder / f"scores-{name}.npy", mmap_mode="r"), strict=True)
+
+        return settings
+
+    def _run(self, split: Split) -> Path:
+        if self._known is None or self._known[0] is not split:
+            self._known = split, tempfile.TemporaryDirectory()
+            folder = self._known[1].name
             save_npz(Path(folder) / "train.npz", csr_matrix(split.matrix))
-            python = peer_environment("implicit", cache / "peers")
+            python = peer_environment("implicit", self._cache / "peers")
             run([str(python), str(PROGRAM), "--data", folder, "--out", folder], environment={"PYTHONPATH": ""})
-            said = json.loads((Path(folder) / "settings.json").read_text())[name]
-            yield from zip(said, np.load(Path(folder) / f"scores-{name}.npy", mmap_mode="r"), strict=True)
-
-    return settings
+        return Path(self._known[1].name)
 
 
 # -- ours ------------------------------------------------------------------------------------------------------------------
@@ -90,7 +110,7 @@ def by_graph_vectors(split: Split) -> Settings:
     """embedding/taste/vectors.py."""
     seen = np.log1p(split.matrix.sum(axis=0))[None]
     for (window, decay, backwards), dim in itertools.product(WINDOWS, DIMS):
-        vectors = graph_vectors(split.histories, split.items, VectorSetting(dim, window, decay, backwards))
+        vectors = vectors_of(split, VectorSetting(dim, window, decay, backwards))
         for forget in DECAYS:
             scores = np.stack([next_scores(history, vectors, forget) for history in split.histories])
             for weight in POPULARITIES:
@@ -171,16 +191,16 @@ class LearnedUsers:
 
 
 def fused(one: Callable[[Split], Floats], others: Callable[[Split], Settings]) -> Callable[[Split], Settings]:
-    """Both by reciprocal rank fusion (Cormack et al., SIGIR 2009)."""
+    """The sum of both, each brought to mean 0 and deviation 1 over all items."""
 
     def settings(split: Split) -> Settings:
-        own = one(split)
+        own = _standardised(one(split))
         for name, scores in others(split):
-            yield name, _by_rank(own) + _by_rank(scores)
+            yield name, own + _standardised(scores)
 
     return settings
 
 
-def _by_rank(scores_UI: Floats) -> Floats:
-    ranks = np.argsort(np.argsort(-scores_UI, axis=1, kind="stable"), axis=1)
-    return np.asarray(1 / (60 + ranks), np.float32)
+def _standardised(scores_UI: Floats) -> Floats:
+    centred = scores_UI - scores_UI.mean(axis=1, keepdims=True)
+    return np.asarray(centred / np.maximum(1e-9, centred.std(axis=1, keepdims=True)), np.float32)

@@ -121,9 +121,10 @@ def chosen(method: Method, validation: Split) -> str | None:
 def contest(methods: Sequence[Method], validation: Split, test: Split, cosines_II: Floats) -> dict[str, Result]:
     """Every method, its setting chosen on one split, judged on the other."""
     found = {}
+    best = {method.name: chosen(method, validation) for method in methods}
     for method in methods:
-        best = chosen(method, validation)
-        setting, scores = next((name, scores) for name, scores in method.settings(test) if best in (None, name))
+        wanted = best[method.name]
+        setting, scores = next((name, scores) for name, scores in method.settings(test) if wanted in (None, name))
         found[method.name] = judged(test, setting, scores, cosines_II)
         log.info("%s (%s): recall@10 %.4f", method.name, setting, float(np.nanmean(found[method.name].recall_at_10)))
     return found

@@ -29,8 +29,8 @@ from embedding.encoder.config import ConfigError
 from embedding.index.release import ReleaseError
 from embedding.tables import storage
 from embedding.tables.lake import Lake
-from embedding.taste.foresight import Judged, LearningSetting, best_mean, best_start, judge, learn
-from embedding.taste.sequence import UserModel, UserModelError, UserSetting
+from embedding.taste.foresight import Judged, LearningSetting, Pool, best_mean, best_start, judge, learn
+from embedding.taste.sequence import UserModel, UserModelError, UserSetting, decayed_mean
 from embedding.taste.user_models import (
     UserModelManifest,
     live_user_model,
@@ -40,6 +40,7 @@ from embedding.taste.user_models import (
     pack,
     pool_of,
     publish_model,
+    read_user_manifest,
     write_model,
 )
 from jobs.build_interests import state_until
@@ -64,13 +65,18 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def is_young(lake: Lake, version: str, ds: str, every_days: int) -> bool:
-    """Whether the last look at a model was at a day less than `every_days` before this one."""
-    looked = looked_at(lake, version)
-    return looked is not None and (date.fromisoformat(ds) - date.fromisoformat(looked)).days < every_days
+    """Whether the last look at a model was at a day less than `every_days` before this one, and there was somebody to see."""
+    looked, live = looked_at(lake, version), live_user_model(lake, version)
+    if looked is None or live is None or not read_user_manifest(lake, version, live).users:
+        return False
+    return (date.fromisoformat(ds) - date.fromisoformat(looked)).days < every_days
 
 
 def train(staged: Staged, setting: UserSetting, learning: LearningSetting) -> tuple[dict[str, UserModel], int, Judged]:
     """The decayed mean, where learning starts and what is learned from it; the best round; and who judges them."""
+    if not staged.users:  # the mean is a model too, and needs nobody
+        mean = decayed_mean(setting, setting.decay)
+        return {"mean": mean, "start": mean, "learned": mean}, 0, Judged([], [], Pool.empty(setting.dim))
     filesystem, path = storage.filesystem_of(staged.pins_uri)
     pool = pool_of(pq.read_table(path, filesystem=filesystem), staged.pins, staged.histories.all_saves)
     histories = list(staged.histories.first(MOST_JUDGED))
@@ -132,9 +138,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     spark = spark_session(f"model of users {encoder.version}")
     try:
         staged = stage_histories(spark, lake, state, root, most_users=args.users, max_pins=setting.max_pins, seed=args.seed)
-        if not staged.users:
-            log.info("nobody has saved a current pin up to %s: there is nothing to learn from", state.days[-1])
-            return
         write_best(lake, encoder.version, state.days[-1], staged, setting, learning, args.run_id)
     finally:
         storage.delete_folder(root)

@@ -73,6 +73,10 @@ class Pool:
     share_P: Floats  # noqa: N815
     drawn_from: int
 
+    @classmethod
+    def empty(cls, dim: int) -> Pool:
+        return cls(np.empty(0, np.int64), np.empty((0, dim), np.float32), np.empty(0, np.float32), 1)
+
     def __len__(self) -> int:
         return len(self.pins_P)
 

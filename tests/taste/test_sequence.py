@@ -16,6 +16,7 @@ from embedding.taste.sequence import Contrast, History, UserModelError, UserSett
 from embedding.taste.user_models import (
     WEIGHTS,
     UserModelManifest,
+    delete_user_models,
     live_user_model,
     looked_at,
     models_uri,
@@ -119,6 +120,8 @@ def test_a_stored_model_is_whole_and_reads_its_own_encoder_s_vectors_alone(tmp_p
     file.write_bytes(file.read_bytes()[:-1] + b"?")
     with pytest.raises(UserModelError, match="damaged"):
         open_user_model(lake, VERSION, name)
+    delete_user_models(lake, VERSION)
+    assert live_user_model(lake, VERSION) is None and not list(tmp_path.glob("user_models/*/*"))
 
 
 def test_a_contrast_tells_a_user_s_pins_from_what_all_pins_share() -> None:
