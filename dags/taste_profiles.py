@@ -5,7 +5,9 @@
 3. **relate**: walks from the pins that have a board on which something changed.
 4. **interests**: clusters of each user whose history changed.
 5. **boards**: a vector of each board whose pins changed.
-6. **check**: nobody without interests, no pin without a row, none that names a pin that has left, the live release's encoder,
+6. **train_users**, **users**: a model that reads a user as one vector, anew after a week of days; and that vector of each user
+   whose history or model changed.
+7. **check**: nobody without interests, no pin without a row, none that names a pin that has left, the live release's encoder,
    about as many edges and interests as before. Then the graph is live; otherwise the one before stays.
 
 Starts with the asset `pin_embeddings`, which `nightly_pins` emits once its gate passed. It reads all days that passed, so that
@@ -28,7 +30,7 @@ with DAG(
     schedule=PartitionedAssetTimetable(assets=PIN_EMBEDDINGS),
     catchup=False,
     max_active_runs=1,
-    dagrun_timeout=timedelta(hours=12),
+    dagrun_timeout=timedelta(hours=24),
     default_args=task_policy(),
 ) as dag:
     chosen = choose_encoders()
@@ -36,7 +38,10 @@ with DAG(
     relate = spark_job("relate", "relate_pins.py", execution_timeout=timedelta(hours=6))
     interests = spark_job("interests", "build_interests.py", encoder=chosen["live"], execution_timeout=timedelta(hours=6))
     boards = spark_job("boards", "embed_boards.py", encoder=chosen["live"], execution_timeout=timedelta(hours=6))
+    train_users = spark_job("train_users", "train_users.py", encoder=chosen["live"], execution_timeout=timedelta(hours=12))
+    users = spark_job("users", "embed_users.py", encoder=chosen["live"], execution_timeout=timedelta(hours=6))
     check = spark_job("check", "check_taste.py", encoder=chosen["live"], retry_policy=StopWhenCheckFails())
 
     graph >> relate >> check
     chosen >> [interests, boards] >> check
+    chosen >> train_users >> users >> check

@@ -587,6 +587,39 @@ BOARD_EMBEDDINGS = TableContract(
     constraints=_DAY_CHECK,
 )
 
+USER_EMBEDDINGS = TableContract(
+    name="user_embeddings",
+    about=(
+        "A user as one vector that foresees what they save next: one row a user, on the days on which the user's history or "
+        "the model had changed. The row of a user's latest day under an encoder is the current one."
+    ),
+    schema=pa.schema(
+        [
+            pa.field("user_id", pa.int64(), nullable=False),
+            pa.field("embedding_version", pa.string(), nullable=False),
+            pa.field("ds", pa.string(), nullable=False),
+            pa.field("user_model", pa.string(), nullable=False),
+            pa.field("embedding", pa.list_(pa.float32())),
+            pa.field("size", pa.int64(), nullable=False),
+            pa.field("history_hash", pa.int64(), nullable=False),
+            pa.field("run_id", pa.string(), nullable=False),
+        ]
+    ),
+    partition_by=("embedding_version", "ds"),
+    key=("user_id", "embedding_version", "ds"),
+    meanings={
+        "user_id": "The user.",
+        "embedding_version": "The encoder in whose space the vector lies: its product with a pin's vector is the score.",
+        "ds": _DS,
+        "user_model": "The model that made it: its folder under `user_models/<embedding_version>`.",
+        "embedding": "L2-normalised float32; null for a user who has no save left.",
+        "size": "Saves that were read, of the user's 128 latest; 0 where none is left.",
+        "history_hash": "As in `user_interests`: while it and the live model are the same, the user is not read again.",
+        "run_id": _RUN_ID,
+    },
+    constraints=_DAY_CHECK,
+)
+
 TABLES: dict[str, TableContract] = {
     t.name: t
     for t in (
@@ -601,6 +634,7 @@ TABLES: dict[str, TableContract] = {
         RELATED_PINS,
         USER_INTERESTS,
         BOARD_EMBEDDINGS,
+        USER_EMBEDDINGS,
     )
 }
 

@@ -16,7 +16,7 @@ import os
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 
-from embedding.contracts import BOARD_EMBEDDINGS, PIN_EMBEDDINGS, QUARANTINE, USER_INTERESTS
+from embedding.contracts import PIN_EMBEDDINGS, TABLES
 from embedding.encoder.config import ConfigError
 from embedding.encoder.store import (
     Role,
@@ -30,6 +30,7 @@ from embedding.encoder.store import (
 from embedding.index.release import ReleaseError, list_releases, live_version, pointer_lock
 from embedding.index.retention import delete_release
 from embedding.tables.lake import Lake, partition_is, remove_partitions
+from embedding.taste.user_models import delete_user_models
 from jobs.session import arguments, log, run_program
 
 
@@ -68,12 +69,14 @@ def retire(lake: Lake, version: str, run_id: str) -> None:
     releases = [manifest for manifest in list_releases(lake, []) if manifest.embedding_version == version]
     for manifest in releases:
         delete_release(lake, manifest.release_id)
-    counts = [
-        remove_partitions(lake, contract, partition_is(embedding_version=version), run_id=run_id)
-        for contract in (QUARANTINE, PIN_EMBEDDINGS, USER_INTERESTS, BOARD_EMBEDDINGS)
-    ]
+    counts = {
+        name: remove_partitions(lake, contract, partition_is(embedding_version=version), run_id=run_id)
+        for name, contract in TABLES.items()
+        if "embedding_version" in contract.partition_by
+    }
+    delete_user_models(lake, version)
     unmark_fresh(lake, version)
-    log.info("%s: retired; %d days of vectors and %d releases deleted", version, counts[1], len(releases))
+    log.info("%s: retired; %d days of vectors and %d releases deleted", version, counts[PIN_EMBEDDINGS.name], len(releases))
 
 
 def main(argv: Sequence[str] | None = None) -> None:

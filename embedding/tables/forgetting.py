@@ -25,6 +25,7 @@ from embedding.contracts import (
     QUARANTINE,
     RELATED_PINS,
     SAVES,
+    USER_EMBEDDINGS,
     USER_INTERESTS,
     USERS,
     Stage,
@@ -63,6 +64,7 @@ DERIVED = (
     Derived(RELATED_PINS, ("pin_id",), nothing="related"),
     Derived(USER_INTERESTS, ("user_id", "embedding_version"), nothing="size"),
     Derived(BOARD_EMBEDDINGS, ("board_id", "embedding_version"), nothing="size"),
+    Derived(USER_EMBEDDINGS, ("user_id", "embedding_version"), nothing="size"),
 )
 
 FORGOTTEN_IN: tuple[TableContract, ...] = (*LOGS, SAVES, PIN_EMBEDDINGS, QUARANTINE, *(made.contract for made in DERIVED))

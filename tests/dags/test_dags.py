@@ -39,6 +39,8 @@ SPARK_TASKS = {
     ("taste_profiles", "relate"): "relate_pins.py",
     ("taste_profiles", "interests"): "build_interests.py",
     ("taste_profiles", "boards"): "embed_boards.py",
+    ("taste_profiles", "train_users"): "train_users.py",
+    ("taste_profiles", "users"): "embed_users.py",
     ("taste_profiles", "check"): "check_taste.py",
     ("requeue_pins", "requeue"): "requeue_pins.py",
     ("requeue_pins", "publish"): "publish_index.py",
