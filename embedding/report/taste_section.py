@@ -78,7 +78,15 @@ def _graph_table(graph: GraphManifest) -> Html:
     made_of = plural(len(graph.days), "day")
     said = element("span", element("code", graph.graph_id), f", of {made_of}; edges a node: median, 99th percentile, most")
     top = element("div", pill("live", "good"), said, class_="gate")
-    return element("div", top, table("The live graph", head, rows), class_="graph")
+    return element("div", top, table("The live graph", head, rows), _origin(graph))
+
+
+def _origin(graph: GraphManifest) -> Html | None:
+    """What a graph was made from, where that is told."""
+    if (made := graph.increment) is not None:
+        said = f"Made from {made.since}: {plural(made.added, 'edge')} added, {made.removed:,} removed."
+        return element("p", said, class_="lead origin")
+    return element("p", f"Built whole: {graph.why_whole}.", class_="lead origin") if graph.why_whole else None
 
 
 def _gate(check: TasteCheck) -> Html:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +14,9 @@ from embedding.report.interest_map import group, place, telling_tags
 from embedding.report.taste import current_users, sample_interests, users_to_show
 from embedding.tables.lake import Lake
 from embedding.taste.checks import TasteCheck, last_checks, write_check
+from embedding.taste.graph import Increment
 from embedding.taste.interests import Floats, Ids
-from embedding.taste.store import graph_uri
+from embedding.taste.store import graph_uri, read_manifest, write_manifest
 from tests.report.conftest import DAYS, GRAPH, HOSTILE, VERSION, append, interest, taste_check
 from tests.report.test_page import report
 
@@ -32,6 +34,16 @@ def test_says_what_the_graph_and_the_gate_say(taste_lake: Lake, tmp_path: Path) 
     for chart in ("Edges of the graph", "Interests a user", "Rows that a day wrote"):
         assert chart in page.text
     assert f"{DAYS[2]}: 1,234, passed; let through were 500 to 1,500" in page.text
+
+
+def test_says_what_a_graph_was_made_from(taste_lake: Lake, tmp_path: Path) -> None:
+    manifest = read_manifest(taste_lake, GRAPH)
+    write_manifest(taste_lake, replace(manifest, why_whole="no graph of the night before is there"))
+    assert "Built whole: no graph of the night before is there." in report(taste_lake, tmp_path)[1].text
+    sides = {"pins": 0, "boards": 0}
+    made = Increment("2026-11-17-0123456789ab", 1_200, 34, sides, sides, sides, sides)
+    write_manifest(taste_lake, replace(manifest, increment=made))
+    assert "Made from 2026-11-17-0123456789ab: 1,200 edges added, 34 removed." in report(taste_lake, tmp_path)[1].text
 
 
 def test_every_current_interest_is_a_dot_and_nothing_hostile_becomes_markup(taste_lake: Lake, tmp_path: Path) -> None:
