@@ -146,7 +146,6 @@ def clipart_contest(cache: Path) -> Contest:
     learned = methods.LearnedUsers(
         lambda _: GraphVectors(vectors_ID, vectors_ID), UserSetting(vectors_ID.shape[1], max_pins=64), learning
     )
-    interests = methods.by_interests(vectors_ID)
     implicit = methods.Implicit(cache)
     compared = [
         Method(POPULARITY, methods.popularity, False),
@@ -154,9 +153,9 @@ def clipart_contest(cache: Path) -> Contest:
         Method(MEAN, methods.mean_of_vectors(vectors_ID), False),
         Method(KNN, implicit.model("itemknn")),
         Method(ALS, implicit.model("als")),
-        Method(INTERESTS, interests),
+        Method(INTERESTS, methods.by_interests(vectors_ID)),
         Method(LEARNED, learned, False),
-        Method(BOTH, methods.fused(learned.scores, interests)),
+        Method(BOTH, methods.fused(learned.scores, methods.by_interests(vectors_ID, ("nearest",)))),
     ]
     return Contest("openclipart's creators", splits, compared, BOTH, groups)
 
