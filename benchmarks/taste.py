@@ -37,7 +37,7 @@ import logging
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -165,8 +165,9 @@ def clipart_contest(cache: Path) -> Contest:
 
 def only(result: Result, users: NDArray[np.bool_]) -> Result:
     """The same of some users alone."""
-    kept = (np.where(users, values, np.nan) for values in (result.recall_at_10, result.recall_at_50, result.ndcg_at_10))
-    return Result(result.setting, *kept, result.coverage, result.diversity)
+    recall_at_10, recall_at_50 = np.where(users, result.recall_at_10, np.nan), np.where(users, result.recall_at_50, np.nan)
+    gains = np.where(users, result.ndcg_at_10, np.nan)
+    return replace(result, recall_at_10=recall_at_10, recall_at_50=recall_at_50, ndcg_at_10=gains)
 
 
 def judge(one: Contest, draws: int) -> tuple[dict[str, Any], list[Verdict]]:
