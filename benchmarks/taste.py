@@ -111,7 +111,7 @@ def movielens_contest(cache: Path) -> Contest:
         validation, test = (leave_out(ordered, last, count) for last in (2, 1))
         return validation, test, methods.column_cosines(test.matrix)
 
-    learning = LearningSetting(rounds=8, cuts=2, window=10, window_days=1e6, patience=3)
+    learning = LearningSetting(rounds=10, cuts=2, window=10, window_days=1e6, patience=3)
     learned = methods.LearnedUsers(
         lambda split: methods.vectors_of(split, GRAPH_VECTORS), UserSetting(GRAPH_VECTORS.dim, max_pins=64), learning
     )
