@@ -37,7 +37,7 @@ import logging
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -111,7 +111,7 @@ def movielens_contest(cache: Path) -> Contest:
         validation, test = (leave_out(ordered, last, count) for last in (2, 1))
         return validation, test, methods.column_cosines(test.matrix)
 
-    learning = LearningSetting(rounds=8, cuts=2, window=10, window_days=1e6, patience=3)
+    learning = LearningSetting(rounds=10, cuts=2, window=10, window_days=1e6, patience=3)
     learned = methods.LearnedUsers(
         lambda split: methods.vectors_of(split, GRAPH_VECTORS), UserSetting(GRAPH_VECTORS.dim, max_pins=64), learning
     )
@@ -146,7 +146,6 @@ def clipart_contest(cache: Path) -> Contest:
     learned = methods.LearnedUsers(
         lambda _: GraphVectors(vectors_ID, vectors_ID), UserSetting(vectors_ID.shape[1], max_pins=64), learning
     )
-    interests = methods.by_interests(vectors_ID)
     implicit = methods.Implicit(cache)
     compared = [
         Method(POPULARITY, methods.popularity, False),
@@ -154,9 +153,9 @@ def clipart_contest(cache: Path) -> Contest:
         Method(MEAN, methods.mean_of_vectors(vectors_ID), False),
         Method(KNN, implicit.model("itemknn")),
         Method(ALS, implicit.model("als")),
-        Method(INTERESTS, interests),
+        Method(INTERESTS, methods.by_interests(vectors_ID)),
         Method(LEARNED, learned, False),
-        Method(BOTH, methods.fused(learned.scores, interests)),
+        Method(BOTH, methods.fused(learned.scores, methods.by_interests(vectors_ID, ("nearest",)))),
     ]
     return Contest("openclipart's creators", splits, compared, BOTH, groups)
 
@@ -166,8 +165,9 @@ def clipart_contest(cache: Path) -> Contest:
 
 def only(result: Result, users: NDArray[np.bool_]) -> Result:
     """The same of some users alone."""
-    kept = (np.where(users, values, np.nan) for values in (result.recall_at_10, result.recall_at_50, result.ndcg_at_10))
-    return Result(result.setting, *kept, result.coverage, result.diversity)
+    recall_at_10, recall_at_50 = np.where(users, result.recall_at_10, np.nan), np.where(users, result.recall_at_50, np.nan)
+    gains = np.where(users, result.ndcg_at_10, np.nan)
+    return replace(result, recall_at_10=recall_at_10, recall_at_50=recall_at_50, ndcg_at_10=gains)
 
 
 def judge(one: Contest, draws: int) -> tuple[dict[str, Any], list[Verdict]]:

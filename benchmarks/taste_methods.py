@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 
@@ -118,13 +118,13 @@ def by_graph_vectors(split: Split) -> Settings:
                 yield said, scores + weight * float(scores.std()) * seen
 
 
-def by_interests(vectors_ID: Floats) -> Callable[[Split], Settings]:
+def by_interests(vectors_ID: Floats, ways: Sequence[str] = WAYS) -> Callable[[Split], Settings]:
     """embedding/taste/interests.py: the medoids of Ward's clusters, each asking for more of its kind."""
 
     def settings(split: Split) -> Settings:
         for joined in JOINED:
             asking = [medoids(vectors_ID[history], joined) for history in split.histories]
-            for way in WAYS:
+            for way in ways:
                 yield f"joined below {joined:g}, {way}", np.stack([many_scores(*one, vectors_ID, way) for one in asking])
 
     return settings
