@@ -52,7 +52,10 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--whole", action="store_true", help="build it anew, not from the graph before")
     at_least_zero = partial(whole_number, least=0)
     parser.add_argument(
-        "--base-hours", type=at_least_zero, default=BASE_HOURS, help="or when the whole one is so old (%(default)s)"
+        "--base-hours",
+        type=at_least_zero,
+        default=BASE_HOURS,
+        help="age from which on the base is built anew (default %(default)s)",
     )
     share = "share of {} from which on it is built anew (default %(default)s)"
     parser.add_argument(

@@ -102,8 +102,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     failures = check_taste(counts, args.most_change)
     log.info("%s", counts)
     checked_at = datetime.now(UTC).isoformat(timespec="milliseconds")
-    said = manifest.days[-1], args.run_id, manifest.graph_id, counts, args.most_change, failures, checked_at
-    write_check(lake, TasteCheck(*said))
+    day, graph_id = manifest.days[-1], manifest.graph_id
+    write_check(lake, TasteCheck(day, args.run_id, graph_id, counts, args.most_change, failures, checked_at))
     for failure in failures:
         log.error("%s", failure)
     if failures:

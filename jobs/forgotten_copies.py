@@ -16,7 +16,7 @@ from embedding.index.release import list_releases, pointer_lock, read_pointer
 from embedding.index.retention import ABANDONED_AFTER, delete_release
 from embedding.tables import storage
 from embedding.tables.lake import Lake
-from embedding.taste import graph, store
+from embedding.taste import graph, store, user_models
 
 _MADE = re.compile(r"\d{4}-\d{2}-\d{2}-[0-9a-f]{12}")
 """The name of a training set or a graph; beside training sets there are trained encoders."""
@@ -86,7 +86,8 @@ def _delete_graph(lake: Lake, graph_id: str) -> None:
 
 
 def delete_unfinished(lake: Lake) -> list[str]:
-    """Deletes folders of training sets and graphs whose builds were killed days ago; publish_index.py does releases'."""
+    """Deletes folders of training sets and graphs whose builds were killed days ago, and what trainings of users' models had
+    staged; publish_index.py does releases'."""
     since, deleted = datetime.now(UTC) - ABANDONED_AFTER, []
     bases = {manifest.as_base.graph_id for manifest in store.finished_graphs(lake)}  # files that others stand on, no graphs
     for root, marker in ((f"{lake.home}/training", ts.MANIFEST), (f"{lake.home}/graphs", graph.MANIFEST)):
@@ -95,4 +96,8 @@ def delete_unfinished(lake: Lake) -> list[str]:
             if _MADE.fullmatch(name) and name not in bases:
                 storage.delete_folder(folder)
                 deleted.append(folder.removeprefix(f"{lake.home}/"))
+    for version in storage.folders(f"{lake.home}/user_models"):
+        for folder in storage.unfinished_folders(user_models.models_uri(lake, version), user_models.MANIFEST, since):
+            storage.delete_folder(folder)
+            deleted.append(folder.removeprefix(f"{lake.home}/"))
     return deleted

@@ -18,6 +18,7 @@ from PIL import Image
 
 from embedding.cli import main as pinlake
 from embedding.contracts import (
+    BOARD_EMBEDDINGS,
     BOARDS,
     NIGHTS,
     PIN_EMBEDDINGS,
@@ -26,6 +27,7 @@ from embedding.contracts import (
     RELATED_PINS,
     SAVES,
     TABLES,
+    USER_EMBEDDINGS,
     USER_INTERESTS,
     USERS,
     TableContract,
@@ -117,6 +119,7 @@ def story(released_lake: Lake, run_night: RunNight, tmp_path_factory: pytest.Tem
     assert run_night(lake, ARRIVED, "arrived", folder=root / "exports") == 0
     make_live(lake, build(lake, "arrived"))
     taste(lake, "arrived", interests=True)
+    profile(lake, "arrived")
     story = Story(lake, root / "exports", (anna, bert))
     story.vectors = [
         np.array(row["embedding"], np.float32) for row in rows(lake, PIN_EMBEDDINGS) if row["pin_id"] in (PIN, THEIRS)
@@ -124,6 +127,16 @@ def story(released_lake: Lake, run_night: RunNight, tmp_path_factory: pytest.Tem
     assert len(story.vectors) == 2
     write_training_set(lake)
     return story
+
+
+def profile(lake: Lake, run_id: str) -> None:
+    """The vectors of boards and users, as the night has them."""
+    from jobs import embed_boards, embed_users, train_users
+
+    common = ["--home", lake.home, "--run-id", run_id]
+    embed_boards.main(common)
+    train_users.main([*common, "--rounds", "1"])  # once: a model is a week old before there is another
+    embed_users.main(common)
 
 
 def write_training_set(lake: Lake) -> None:
@@ -161,6 +174,7 @@ def deleted(story: Story, run_night: RunNight) -> Story:
     assert not {PIN, THEIRS, LAST} & set(live.release.pin_ids().tolist())
     make_live(lake, build(lake, "deleted"))
     taste(lake, "deleted", interests=True)
+    profile(lake, "deleted")
     return story
 
 
@@ -199,6 +213,10 @@ def test_both_are_gone_from_every_current_view(deleted: Story, capsys: pytest.Ca
     related = latest(lake, RELATED_PINS, "pin_id")
     assert not any(gone & set(row["related"]) for row in related.values())
     assert not any(related[of]["related"] for of in related if of[0] in gone)
+    boards, users = latest(lake, BOARD_EMBEDDINGS, "board_id"), latest(lake, USER_EMBEDDINGS, "user_id")
+    assert boards[BOARD,]["embedding"] is None and users[USER,]["embedding"] is None
+    assert not gone & {row["medoid_pin"] for row in boards.values()}
+    assert not any(word in str(row["label"]) for row in boards.values() for word in WORDS)
 
 
 def state(lake: Lake) -> dict[str, Any]:
@@ -210,6 +228,10 @@ def state(lake: Lake) -> dict[str, Any]:
         "boards": current(lake, BOARDS),
         "saves": {of: row for of, row in current(lake, SAVES).items() if (of[1],) in pins},
         "vectors": sorted((row["pin_id"], row["ds"], *row["embedding"]) for row in vectors if (row["pin_id"],) in pins),
+        "boards' vectors": {
+            of: row["embedding"] for of, row in latest(lake, BOARD_EMBEDDINGS, "board_id").items() if row["size"]
+        },
+        "users' vectors": {of: row["embedding"] for of, row in latest(lake, USER_EMBEDDINGS, "user_id").items() if row["size"]},
         "related": {of for of, row in latest(lake, RELATED_PINS, "pin_id").items() if row["related"]},
         "interests": sorted(
             (row["user_id"], row["medoid_pin"], *row["pins"])  # numbers are anew where a day is done again
@@ -358,7 +380,7 @@ def test_no_file_of_the_lake_holds_more_of_them_than_an_id_of_a_deletion(forgott
 
 def test_traces_were_found_where_there_were_some(forgotten: Story, story: Story, tmp_path: Path) -> None:
     """What the test above looks for, it finds: in files as the programs had written them."""
-    tables = ("pins", "boards", "saves", "pin_embeddings", "quarantine", "related_pins", "user_interests")
+    tables = [name for name in TABLES if name not in ("users", "nights", "releases")]
     for folder in (*(f"tables/{name}/" for name in tables), "releases/pins/", "graphs/", "training/"):
         assert any(path.startswith(folder) for path in forgotten.held), folder
     told = {said for held in forgotten.held.values() for said in held}

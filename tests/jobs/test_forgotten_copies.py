@@ -37,12 +37,21 @@ def test_a_base_stays_and_what_a_killed_build_left_goes(tmp_path: Path) -> None:
     file_in(f"{graph_uri(lake, KILLED)}/attempt")
     file_in(f"{lake.home}/training/encoders/weekly")
     file_in(f"{lake.home}/training/{KILLED}/pins")
+    models = f"{lake.home}/user_models/tiny-0123456789ab"
+    file_in(f"{models}/.staged-killed/histories")
+    file_in(f"{models}/users-finished")
+    Path(f"{models}/users-finished/manifest.json").write_text("{}")
     assert [(copy.name, copy.live) for copy in find_copies(lake)] == [(f"graph {WHOLE}", False), (f"graph {ON_IT}", True)]
     assert delete_unfinished(lake) == [], "a build may be at work on them"
     delete_graphs(lake, [ON_IT])
     make_old(lake)
-    assert delete_unfinished(lake) == [f"training/{KILLED}", f"graphs/{KILLED}"]
+    assert delete_unfinished(lake) == [
+        f"training/{KILLED}",
+        f"graphs/{KILLED}",
+        "user_models/tiny-0123456789ab/.staged-killed",
+    ]
     left = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.npy")}
     assert left == {f"graphs/{of}/attempt/pins-00000-ids.npy" for of in (WHOLE, ON_IT)} | {
-        "training/encoders/weekly/pins-00000-ids.npy"
+        "training/encoders/weekly/pins-00000-ids.npy",
+        "user_models/tiny-0123456789ab/users-finished/pins-00000-ids.npy",
     }
