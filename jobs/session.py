@@ -30,14 +30,13 @@ from embedding.tables import storage
 from embedding.tables.lake import DayChangedError, Lake, PartitionFilter, data_files
 from embedding.tables.scan import projected_schema, scan_file
 from embedding.tables.staging import STAGED_SCHEMA, StagedFile, describe_staged, staged_files
+from embedding.workers import imports_aside
 
 ArrowRows = Iterator[pa.RecordBatch]
 Item = TypeVar("Item")
 
-EXIT_BAD_INPUT = 2
-"""The day's data or the arguments are at fault: a retry without a change will fail again."""
-EXIT_GATE_FAILED = 3
-"""The quality gate said no."""
+EXIT_BAD_INPUT = 2  # the day's data or the arguments are at fault: a retry without a change will fail again
+EXIT_GATE_FAILED = 3  # the quality gate said no
 
 ENCODER_HELP = (
     "live (the default: the live release's; without a release $PINLAKE_ENCODER, else pinclip-base), candidate, an embedding "
@@ -132,7 +131,7 @@ def map_arrow(
     frame: DataFrame, function: Callable[[ArrowRows], ArrowRows], schema: pa.Schema, profile: ResourceProfile | None = None
 ) -> DataFrame:
     """`function` over each partition's batches; in a stage that asks for the resources of `profile`, where there is one."""
-    return frame.mapInArrow(function, spark_schema(schema), profile=profile)
+    return frame.mapInArrow(imports_aside(function), spark_schema(schema), profile=profile)
 
 
 def read_table(
