@@ -1,0 +1,32 @@
+"""Which brain a service has, by its name on the command line."""
+
+from __future__ import annotations
+
+from assistant.service.serving import MakeBrain
+from assistant.service.settings import ServiceError
+from assistant.turns import Brain
+from embedding.index.reader import Release
+from embedding.tables.lake import Lake
+
+BRAINS = ("core", "context")
+
+
+def make_brain(name: str) -> MakeBrain:
+    """core: our own language model, over pins' projected embeddings. context: the endpoint that the environment names."""
+    if name == "core":
+        return _core
+    if name == "context":
+        return _context
+    raise ServiceError(f"there is no brain {name!r}: {' or '.join(BRAINS)}")
+
+
+def _core(lake: Lake, release: Release) -> Brain:
+    from assistant.brains.core import CoreBrain  # here: torch and the weights take seconds, and the other brain needs neither
+
+    return CoreBrain.shipped(release.manifest.embedding_version)
+
+
+def _context(lake: Lake, release: Release) -> Brain:
+    from assistant.brains.endpoint import EndpointBrain
+
+    return EndpointBrain.from_environment()
