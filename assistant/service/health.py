@@ -20,8 +20,18 @@ async def live() -> Response:
 
 @router.get("/health")
 async def health(request: Request) -> Response:
-    """200 once a release is open and the brain is loaded, 503 before. `changes`: what the tables have had since the release."""
-    state = State.of(request)
+    """What is served, and how fresh. `changes`: what the tables have had since the release was built."""
+    return JSONResponse(_told(State.of(request)))
+
+
+@router.get("/health/ready")
+async def ready(request: Request) -> Response:
+    """The same: 200 once a release is open and the brain is loaded, 503 before."""
+    told = _told(State.of(request))
+    return JSONResponse(told, 200 if told["ready"] else 503)
+
+
+def _told(state: State) -> dict[str, Any]:
     said: dict[str, Any] = {
         "live": True,
         "ready": state.open.missing is None,
@@ -41,7 +51,7 @@ async def health(request: Request) -> Response:
             "built_at": manifest.built_at,
             "changes": changes and {"searchable": changes.searchable, "hidden": len(changes.superseded)},
         }
-    return JSONResponse(said, 200 if said["ready"] else 503)
+    return said
 
 
 @router.get("/metrics")

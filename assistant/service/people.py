@@ -63,10 +63,11 @@ def sample_people(lake: Lake, embedding_version: str) -> list[dict[str, Any]]:
                     of[user].append((row["importance"], row["label"] or ""))
         if looked >= ROWS:
             break
-    several = sorted((user for user in of if 3 <= len(of[user]) <= 40), key=lambda user: (-len(of[user]), user))
-    return [{"user_id": user, "interests": len(of[user]), "label": _named(of[user])} for user in several[:SHOWN]]
+    named = {user: _named(interests) for user, interests in of.items()}
+    several = sorted((user for user in of if len(named[user]) >= 3), key=lambda user: (-len(of[user]), user))
+    return [{"user_id": user, "interests": len(of[user]), "label": " · ".join(named[user][:3])} for user in several[:SHOWN]]
 
 
-def _named(interests: list[tuple[float, str]]) -> str:
-    """The most important ones' labels."""
-    return " · ".join(label.split(",")[0] for _, label in sorted(interests, reverse=True)[:3] if label)
+def _named(interests: list[tuple[float, str]]) -> list[str]:
+    """The first words of the most important ones' labels, each once."""
+    return list(dict.fromkeys(label.split(",")[0] for _, label in sorted(interests, reverse=True)[:6] if label))

@@ -12,6 +12,8 @@ import threading
 from collections import OrderedDict
 from dataclasses import dataclass
 
+from PIL import Image, ImageChops
+
 from assistant.service.errors import Refused
 from embedding.encoder.fetch import fetch_image
 from embedding.encoder.images import decode_image
@@ -20,6 +22,8 @@ from embedding.index.reader import Release
 
 TYPE = "image/webp"
 QUALITY = 82
+FAINT = 8
+"""How far from white a pixel of 255 may be and count as white."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +67,9 @@ class Thumbnails:
 
     def _make(self, data: bytes) -> Thumbnail:
         side = self._side
-        image = decode_image(data, self._limits.max_pixels, lambda width, height: side / max(width, height, 1))
+        image = decode_image(data, self._limits.max_pixels, lambda width, height: 2 * side / max(width, height, 1))
+        image.thumbnail((2 * side, 2 * side))
+        image = _without_margins(image)
         image.thumbnail((side, side))
         file = io.BytesIO()
         image.save(file, "WEBP", quality=QUALITY)
@@ -78,6 +84,12 @@ class Thumbnails:
             while self._size > self._most:
                 _, old = self._kept.popitem(last=False)
                 self._size -= len(old.data)
+
+
+def _without_margins(image: Image.Image) -> Image.Image:
+    """Without the white around it: drawings often lie on a page that is far larger. A picture that is all white stays."""
+    bounds = ImageChops.difference(image, Image.new("RGB", image.size, "white")).point(lambda value: 255 * (value > FAINT)).getbbox()
+    return image.crop(bounds) if bounds else image
 
 
 def is_on_the_web(uri: str) -> bool:
