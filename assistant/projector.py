@@ -73,7 +73,7 @@ class Projector(nn.Module):
 
     @classmethod
     def load(cls, folder: Path, embedding_version: str, language_model: str) -> Projector:
-        """Raises ProjectorError where a file is missing or damaged, or the projector is of another encoder or language model."""
+        """Raises ProjectorError where a file is missing or damaged, or of another encoder or language model."""
         try:
             said = json.loads((folder / CONFIG).read_text())
             if said.pop("format") != FORMAT:

@@ -7,7 +7,7 @@ finds candidates; a brain answers over them. Everything here is immutable: turns
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from embedding.index.recall import Floats
@@ -30,7 +30,9 @@ class Message:
 class Candidate:
     """A pin that a tool has found.
 
-    number: From 1, in the order of retrieval: how an answer names it, `[3]`.
+    number: From 1, in the order of retrieval: how an answer names it, `[3]`. Pins that were shown before keep their numbers, so
+        that there may be gaps.
+    title, tags: What somebody has written, as data: without control characters, and cut (`Limits`).
     score: Cosine with the query, or visits of walks, by `why`.
     vector: Its embedding (D,), L2-normalised, of the release's encoder.
     why: In words, which tool found it and by what.
@@ -65,6 +67,8 @@ class Request:
     pin_id: A pin that the user points at ("more like this"), or None.
     user_id: Whose interests steer, or None.
     board, tag: What the search is confined to; None: no matter.
+    shown: Pins that the answer before named, in the order of their numbers: `[3]` is still the third of them.
+    max_tokens: The most that this turn may cost in thinking and answer together, where that is less than the limits; or None.
     """
 
     messages: tuple[Message, ...]
@@ -73,6 +77,8 @@ class Request:
     user_id: int | None = None
     board: int | None = None
     tag: str | None = None
+    shown: tuple[int, ...] = ()
+    max_tokens: int | None = None
 
     @property
     def text(self) -> str:
@@ -157,10 +163,21 @@ class BrainError(Exception):
 
 @dataclass(frozen=True)
 class Limits:
-    """What a request may have. Over it: refused with the limit's name, before any work."""
+    """What a request may have. Over it: refused with the limit's name, before any work.
+
+    Those after `shown` bound our own work: candidates a turn; characters of a title and of a tag, tags a pin, and interests
+    that a brain sees; tokens of thinking and of an answer; seconds that a turn may take in all.
+    """
 
     messages: int = 40
     message_chars: int = 4_000
     picture_bytes: int = 8 * 2**20
+    shown: int = 100
     candidates: int = 20
-    thinking_tokens: int = field(default=512)
+    title_chars: int = 120
+    tag_chars: int = 40
+    tags: int = 8
+    interests: int = 8
+    thinking_tokens: int = 512
+    answer_tokens: int = 160
+    turn_s: float = 120.0

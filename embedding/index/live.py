@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import logging
 import threading
+from dataclasses import dataclass
 from types import TracebackType
+from typing import Protocol
 
 import pyarrow as pa
 from deltalake.exceptions import DeltaError
@@ -25,6 +27,20 @@ log = logging.getLogger("pinlake")
 
 FEED_ERRORS = (OSError, DeltaError, pa.ArrowException)
 """What reading the tables may raise."""
+
+
+class Serving(Protocol):
+    """What has a release to ask: a `LiveRelease`, or one that stays."""
+
+    @property
+    def release(self) -> Release: ...
+
+
+@dataclass(frozen=True)
+class OneRelease:
+    """A release that stays, whatever takes its place meanwhile: for who asks several times and wants the answers of one."""
+
+    release: Release
 
 
 class LiveRelease:

@@ -7,10 +7,11 @@ encoder; who asks by these alone never loads one.
 
 from __future__ import annotations
 
+import threading
 from typing import TYPE_CHECKING
 
 from embedding.encoder.limits import ImageLimits
-from embedding.index.live import LiveRelease
+from embedding.index.live import Serving
 from embedding.index.part import Criteria
 from embedding.index.reader import Neighbour, Release
 from embedding.index.recall import Floats
@@ -18,6 +19,12 @@ from embedding.tables.lake import Lake
 
 if TYPE_CHECKING:
     from embedding.encoder.model import PinEncoder
+
+_encoding = threading.Lock()
+"""Of the process's one encoder: its tokenizer and its forward pass are for one query at a time."""
+_opening = threading.Lock()
+_opened: dict[tuple[str, str], PinEncoder] = {}
+"""By lake and embedding version: what has been opened and verified."""
 
 
 class Searcher:
@@ -29,7 +36,7 @@ class Searcher:
     Every method returns the k nearest, nearest first, of the pins that `among` names; fewer where there are fewer.
     """
 
-    def __init__(self, lake: Lake, live: LiveRelease):
+    def __init__(self, lake: Lake, live: Serving):
         self._lake, self._live = lake, live
 
     def by_vector(
@@ -50,10 +57,8 @@ class Searcher:
 
     def by_text(self, text: str, k: int = 10, among: Criteria | None = None) -> list[Neighbour]:
         """Of words. Raises ValueError for none, EncoderStoreError where the release's encoder cannot be loaded."""
-        if not text.strip():
-            raise ValueError("the text is empty")
         release = self._live.release
-        return _nearest(release, self._encoder(release).encode_texts([text])[0], k, among)
+        return _nearest(release, self.text_vector(release, text), k, among)
 
     def by_image(
         self, data: bytes, k: int = 10, among: Criteria | None = None, limits: ImageLimits | None = None
@@ -63,18 +68,39 @@ class Searcher:
         Raises ImageRejected for a picture that a night would put into quarantine, EncoderStoreError as `by_text`.
         """
         release = self._live.release
+        return _nearest(release, self.image_vector(release, data, limits), k, among)
+
+    def text_vector(self, release: Release, text: str) -> Floats:
+        """Words as the release's encoder sees them, (D,), L2-normalised. Raises as `by_text`."""
+        if not text.strip():
+            raise ValueError("the text is empty")
+        encoder = self._encoder(release)
+        with _encoding:
+            vector: Floats = encoder.encode_texts([text])[0]
+        return vector
+
+    def image_vector(self, release: Release, data: bytes, limits: ImageLimits | None = None) -> Floats:
+        """A picture as the release's encoder sees it, (D,), L2-normalised. Raises as `by_image`."""
         encoder = self._encoder(release)
         picture = encoder.decode(data, (limits or ImageLimits.from_environment()).max_pixels)
-        return _nearest(release, encoder.encode_images(encoder.transform(picture)[None])[0], k, among)
+        pixels_3HW = encoder.transform(picture)
+        with _encoding:
+            vector: Floats = encoder.encode_images(pixels_3HW[None])[0]
+        return vector
 
     def _encoder(self, release: Release) -> PinEncoder:
-        # Here, since torch takes seconds to import and who asks by vectors or pins has no use for it.
-        from embedding.encoder.cache import shared_encoder
-        from embedding.encoder.store import encoder_of_release
+        """The release's encoder. Opened and verified by its fingerprint once a process: that reads all its weights."""
+        key = (self._lake.home, release.manifest.embedding_version)
+        with _opening:
+            if key not in _opened:
+                # Here, since torch takes seconds to import and who asks by vectors or pins has no use for it.
+                from embedding.encoder.cache import shared_encoder
+                from embedding.encoder.store import encoder_of_release
 
-        opened = encoder_of_release(self._lake, release.manifest)
-        release.require_version(opened.version)
-        return shared_encoder(opened.config)
+                opened = encoder_of_release(self._lake, release.manifest)
+                release.require_version(opened.version)
+                _opened[key] = shared_encoder(opened.config)
+            return _opened[key]
 
 
 def _nearest(release: Release, vector_D: Floats, k: int, among: Criteria | None, without: int | None = None) -> list[Neighbour]:

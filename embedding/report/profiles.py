@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from embedding.index.live import OneRelease
 from embedding.index.reader import Release
 from embedding.report.gallery import Row, ShowPin, Tile, tiles_of
 from embedding.tables.lake import Lake
@@ -56,13 +57,6 @@ class Profiles:
 
 
 @dataclass(frozen=True)
-class _Serving:
-    """One release, where a `Recommender` would follow the live one."""
-
-    release: Release
-
-
-@dataclass(frozen=True)
 class _Found:
     user_id: int
     interests: list[UserInterest]
@@ -80,7 +74,7 @@ def make_profiles(lake: Lake, release: Release, user_ids: Sequence[int]) -> Prof
     fault = None
     recommender: Recommender | None = None
     try:
-        recommender = Recommender(lake, _Serving(release))
+        recommender = Recommender(lake, OneRelease(release))
     except (GraphError, ValueError) as error:
         fault = f"The live graph cannot be opened: {error}"
     found = [_look_up(lake, release, recommender, user) for user in user_ids]

@@ -8,14 +8,16 @@ highest-averages method of D'Hondt), so that no interest takes all places.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from embedding.contracts import USER_INTERESTS
+from embedding.index.live import Serving
 from embedding.index.reader import Release
 from embedding.tables.lake import Lake, data_files
 from embedding.tables.scan import Wanted, column_keys, projected_schema, scan_file
@@ -90,13 +92,6 @@ def _interest(row: dict[str, Any]) -> UserInterest:
     return UserInterest(row["cluster"], row["medoid_pin"], vector, row["importance"], row["size"], row["label"], pins)
 
 
-class Serving(Protocol):
-    """What has a release to ask: a `LiveRelease`, or one that stays."""
-
-    @property
-    def release(self) -> Release: ...
-
-
 class Recommender:
     """Asks the live release and the live graph. Thread-safe; each call asks one release alone.
 
@@ -107,8 +102,14 @@ class Recommender:
     def __init__(self, lake: Lake, live: Serving):
         """Opens the live graph. Without one neighbours alone are shown."""
         self._lake, self._live = lake, live
-        graph_id = store.live_graph_id(lake)
-        self.graph: Graph | None = store.open_graph(lake, graph_id) if graph_id else None
+        self.graph_id = store.live_graph_id(lake)
+        self.graph: Graph | None = store.open_graph(lake, self.graph_id) if self.graph_id else None
+
+    def asking(self, live: Serving) -> Recommender:
+        """This recommender, its graph open as it is, over another release: one that stays for all that one turn asks, say."""
+        other = copy.copy(self)
+        other._live = live
+        return other
 
     def recommend(self, user_id: int, k: int = 20) -> list[Recommendation]:
         """The k best pins for a user, best first; fewer where there are fewer.
