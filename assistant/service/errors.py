@@ -3,24 +3,30 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 
 from fastapi.responses import JSONResponse
 
 
 class Refused(Exception):  # noqa: N818 - an answer to a request, no error of ours
-    """A request that is not served. `retry_after_s`: when it may be, where waiting helps."""
+    """A request that is not served. `retry_after_s`: when it may be, where waiting helps.
+
+    unread: Its body was not read to the end: the connection is closed, since what comes of it would be read for nothing.
+    """
+
+    unread = False
 
     def __init__(self, status: int, error: str, what_to_do: str, retry_after_s: float | None = None):
         super().__init__(error)
         self.status, self.error, self.what_to_do, self.retry_after_s = status, error, what_to_do, retry_after_s
 
     def response(self) -> JSONResponse:
-        headers: Mapping[str, str] = {}
+        headers = dict[str, str]()
         if self.retry_after_s is not None:
-            headers = {"Retry-After": str(max(1, math.ceil(self.retry_after_s)))}
-        elif self.status == 401:
-            headers = {"WWW-Authenticate": "Bearer"}
+            headers["Retry-After"] = str(max(1, math.ceil(self.retry_after_s)))
+        if self.status == 401:
+            headers["WWW-Authenticate"] = "Bearer"
+        if self.unread:
+            headers["Connection"] = "close"
         return JSONResponse({"error": self.error, "what_to_do": self.what_to_do}, self.status, headers)
 
 

@@ -53,7 +53,7 @@ class Keys:
         return scheme.lower() == "bearer" and same
 
     def picture_key(self, pin_id: int) -> str | None:
-        """What a pin's picture may be asked for with, in its address: an <img> sends no header. None where there is no token."""
+        """What opens a pin's picture, in its address, since an <img> sends no header. None where there is no token."""
         if self._token is None:
             return None
         return hmac.new(self._token, f"picture {pin_id}".encode(), hashlib.sha256).hexdigest()[:32]
@@ -89,6 +89,7 @@ class Guard:
             self._check(scope)
             await self._app(scope, receive, sending)
         except Refused as refused:
+            refused.unread = scope["method"] not in ("GET", "HEAD")
             await refused.response()(scope, receive, sending)
         except Exception:
             log.exception("%s %s", scope["method"], scope["path"])

@@ -88,7 +88,9 @@ class Thumbnails:
 
 def _without_margins(image: Image.Image) -> Image.Image:
     """Without the white around it: drawings often lie on a page that is far larger. A picture that is all white stays."""
-    bounds = ImageChops.difference(image, Image.new("RGB", image.size, "white")).point(lambda value: 255 * (value > FAINT)).getbbox()
+    bounds = (
+        ImageChops.difference(image, Image.new("RGB", image.size, "white")).point(lambda value: 255 * (value > FAINT)).getbbox()
+    )
     return image.crop(bounds) if bounds else image
 
 

@@ -7,15 +7,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Annotated, Any
+from typing import Any
 
-from fastapi import APIRouter, Query, Request, Response
+from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse, RedirectResponse
 
 from assistant.service.body import check_picture, parsed, read_body
 from assistant.service.errors import Refused
-from assistant.service.people import sample_people, user_interests
-from assistant.service.pictures import TYPE, Thumbnails, is_on_the_web
+from assistant.service.people import user_interests
+from assistant.service.pictures import TYPE, is_on_the_web
 from assistant.service.shapes import Count, Id, SearchRequest, Tag, pins_json, with_texts_for_ids
 from assistant.service.state import State
 from assistant.tools import Asked, BadPictureError, Narrowed, ToolError, UnknownPersonError, UnknownPinError
@@ -109,8 +109,8 @@ async def people(request: Request) -> Response:
 
 
 @router.get("/pins/{pin_id}/picture")
-async def picture(request: Request, pin_id: Id, key: Annotated[str | None, Query(max_length=64)] = None) -> Response:
-    """A pin's picture, small; a pin whose picture is on the web leads there. `key` stands for the token (see `Keys`)."""
+async def picture(request: Request, pin_id: Id) -> Response:
+    """A pin's picture, small; a pin whose picture is on the web leads there. `?key=` stands for the token (see `Keys`)."""
     state = State.of(request)
     release, thumbnails = state.open.release, state.thumbnails
 

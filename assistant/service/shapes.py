@@ -1,6 +1,6 @@
 """What requests and answers look like as JSON.
 
-Ids are texts in every answer: they are numbers of 64 bits, and a reader in JavaScript keeps 53 of them. In requests both are taken.
+Ids are texts in every answer: they have 64 bits, of which a number in JavaScript keeps 53. In requests both are taken.
 """
 
 from __future__ import annotations
