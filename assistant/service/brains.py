@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from assistant.service.serving import MakeBrain
 from assistant.service.settings import ServiceError
-from assistant.turns import Brain
+from assistant.turns import Brain, BrainError
 from embedding.index.reader import Release
 from embedding.tables.lake import Lake
 
@@ -20,13 +20,16 @@ def make_brain(name: str) -> MakeBrain:
     raise ServiceError(f"there is no brain {name!r}: {' or '.join(BRAINS)}")
 
 
-def _core(lake: Lake, release: Release) -> Brain:
-    from assistant.brains.core import CoreBrain  # here: torch and the weights take seconds, and the other brain needs neither
+def _core(_: Lake, release: Release) -> Brain:
+    from assistant.brains.core import CoreBrain  # here: the weights take seconds, and the other brain needs none
 
     return CoreBrain.shipped(release.manifest.embedding_version)
 
 
-def _context(lake: Lake, release: Release) -> Brain:
-    from assistant.brains.endpoint import EndpointBrain
+def _context(*_: object) -> Brain:
+    from assistant.brains.endpoint import URL_VARIABLE, EndpointBrain, EndpointConfig
 
-    return EndpointBrain.from_environment()
+    config = EndpointConfig.from_environment()
+    if config is None:
+        raise BrainError(f"no endpoint is named: set {URL_VARIABLE}")
+    return EndpointBrain(config)

@@ -38,7 +38,8 @@ class Open:
         self._live: FollowedRelease | None = None
         self._tools: Tools | None = None
         self._navigator: Navigator | None = None
-        self.brain: str | None = None
+        self._brain: Brain | None = None
+        self._read: str | None = None
         self.missing: str | None = "the release is being opened"
         self._stopped = threading.Event()
 
@@ -50,6 +51,13 @@ class Open:
         self._stopped.set()
         if self._live is not None:
             self._live.__exit__(None, None, None)
+        self._leave_brain()
+
+    @property
+    def brain(self) -> str | None:
+        """The brain's name, once there is one."""
+        brain = self._brain
+        return None if brain is None else brain.name
 
     @property
     def live(self) -> LiveRelease | None:
@@ -81,16 +89,16 @@ class Open:
         return Refused(503, f"not ready yet: {self.missing}", "try again in a few seconds", AGAIN_S)
 
     def _run(self) -> None:
-        while self.missing is not None and not self._stopped.is_set():
+        while not self._stopped.is_set():
             try:
-                self._open()
+                if self._live is None or self._live.release.manifest.embedding_version != self._read:
+                    self._open()
             except (ReleaseError, ToolError, BrainError, *FEED_ERRORS) as error:
                 self._tell(str(error))
             except Exception as error:
-                log.exception("the service cannot become ready")
+                log.exception("the service is not ready")
                 self._tell(f"{type(error).__name__}; the service's log says more")
-            if self.missing is not None:
-                self._stopped.wait(AGAIN_S)
+            self._stopped.wait(AGAIN_S)
 
     def _open(self) -> None:
         if self._live is None:
@@ -101,10 +109,18 @@ class Open:
         self._tell("the encoder is being loaded")
         self._tools.now().text("a first search loads it", k=1)
         self._tell("the language model is being loaded")
-        brain = self._make_brain(self.lake, self._live.release)
-        self._navigator = Navigator(self._tools, brain)
-        self.brain, self.missing = brain.name, None
-        log.info("ready: release %s, brain %s", self.release.manifest.release_id, brain.name)
+        release = self._live.release  # a cut-over to another encoder needs another brain: see _run
+        self._leave_brain()
+        self._brain = self._make_brain(self.lake, release)
+        self._navigator = Navigator(self._tools, self._brain)
+        self._read, self.missing = release.manifest.embedding_version, None
+        log.info("ready: release %s, brain %s", release.manifest.release_id, self._brain.name)
+
+    def _leave_brain(self) -> None:
+        """Ends the brain's engine, where it has one: turns under way are told that they ended."""
+        self._navigator, brain, self._brain = None, self._brain, None
+        if brain is not None and (close := getattr(brain, "close", None)) is not None:
+            close()
 
     def _tell(self, what: str) -> None:
         if what != self.missing:
