@@ -1,0 +1,35 @@
+"""Which brain a service has, by its name on the command line."""
+
+from __future__ import annotations
+
+from assistant.service.serving import MakeBrain
+from assistant.service.settings import ServiceError
+from assistant.turns import Brain, BrainError
+from embedding.index.reader import Release
+from embedding.tables.lake import Lake
+
+BRAINS = ("core", "context")
+
+
+def make_brain(name: str) -> MakeBrain:
+    """core: our own language model, over pins' projected embeddings. context: the endpoint that the environment names."""
+    if name == "core":
+        return _core
+    if name == "context":
+        return _context
+    raise ServiceError(f"there is no brain {name!r}: {' or '.join(BRAINS)}")
+
+
+def _core(_: Lake, release: Release) -> Brain:
+    from assistant.brains.core import CoreBrain  # here: the weights take seconds, and the other brain needs none
+
+    return CoreBrain.shipped(release.manifest.embedding_version)
+
+
+def _context(*_: object) -> Brain:
+    from assistant.brains.endpoint import URL_VARIABLE, EndpointBrain, EndpointConfig
+
+    config = EndpointConfig.from_environment()
+    if config is None:
+        raise BrainError(f"no endpoint is named: set {URL_VARIABLE}")
+    return EndpointBrain(config)
