@@ -177,7 +177,9 @@ class TextStream:
         self.stopped = False
 
     def push(self, token: int) -> str:
-        """What can be said now; often nothing."""
+        """What can be said now; often nothing, and nothing after a stop text."""
+        if self.stopped:
+            return ""
         self._ids.append(token)
         before = self._prompter.text(self._ids[self._kept : self._read])
         text = self._prompter.text(self._ids[self._kept :])

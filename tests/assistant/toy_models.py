@@ -36,6 +36,12 @@ def toy_tokenizer() -> Tokenizer:
     return tokenizer
 
 
+def id_of(tokenizer: Tokenizer, token: str) -> int:
+    number = tokenizer.token_to_id(token)
+    assert number is not None
+    return int(number)
+
+
 def toy_llama(tokenizer: Tokenizer, seed: int = 0) -> LlamaForCausalLM:
     torch.manual_seed(seed)
     config = LlamaConfig(
@@ -49,7 +55,9 @@ def toy_llama(tokenizer: Tokenizer, seed: int = 0) -> LlamaForCausalLM:
         initializer_range=0.3,
         tie_word_embeddings=True,
     )
-    return LlamaForCausalLM(config).eval()
+    model = LlamaForCausalLM(config)
+    torch.nn.Module.eval(model)
+    return model
 
 
 def toy_qwen3_vl(tokenizer: Tokenizer, seed: int = 0, tied: bool = True) -> Qwen3VLForConditionalGeneration:
@@ -81,13 +89,15 @@ def toy_qwen3_vl(tokenizer: Tokenizer, seed: int = 0, tied: bool = True) -> Qwen
             "num_position_embeddings": 64,
             "deepstack_visual_indexes": [0, 1, 2],
         },
-        image_token_id=tokenizer.token_to_id("<|image_pad|>"),
-        video_token_id=tokenizer.token_to_id("<|video_pad|>"),
-        vision_start_token_id=tokenizer.token_to_id("<|vision_start|>"),
-        vision_end_token_id=tokenizer.token_to_id("<|vision_end|>"),
+        image_token_id=id_of(tokenizer, "<|image_pad|>"),
+        video_token_id=id_of(tokenizer, "<|video_pad|>"),
+        vision_start_token_id=id_of(tokenizer, "<|vision_start|>"),
+        vision_end_token_id=id_of(tokenizer, "<|vision_end|>"),
         tie_word_embeddings=tied,
     )
-    return Qwen3VLForConditionalGeneration(config).eval()
+    model = Qwen3VLForConditionalGeneration(config)
+    torch.nn.Module.eval(model)
+    return model
 
 
 def toy_projector(hidden: int, seed: int = 0) -> Projector:
