@@ -1,4 +1,4 @@
-"""`make trainassistant`: the weights through which the assistant's small model sees pins, made anew from the demo's lake.
+"""`make train-assistant`: the weights through which the assistant's small model sees pins, made anew from the demo's lake.
 
     python -m demo.train_assistant --home .pinlake
 
@@ -17,7 +17,7 @@ from demo.train import REPO, submit
 from embedding.contracts import NIGHTS
 from embedding.tables.lake import Lake
 
-RUN_ID = "make-trainassistant"
+RUN_ID = "make-train-assistant"
 WEIGHTS_FOLDER = REPO / "assistant" / "weights" / "smollm2"
 
 

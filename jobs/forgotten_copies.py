@@ -1,4 +1,4 @@
-"""What was made of the tables and holds pins itself: releases, training sets, graphs, the report, what killed builds left."""
+"""What was made of the tables and holds pins itself: releases, training sets with examples, graphs, the report, what was killed."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from functools import partial
 
 import pyarrow.fs as pafs
 
+from assistant.training import conversations
 from embedding.contracts import TABLES
 from embedding.encoder import training_set as ts
 from embedding.index.release import list_releases, pointer_lock, read_pointer
@@ -77,6 +78,7 @@ def _delete_release(lake: Lake, release_id: str) -> None:
 
 
 def _delete_set(lake: Lake, set_id: str) -> None:
+    conversations.delete_examples(lake, set_id)
     storage.delete_quietly(f"{ts.set_uri(lake, set_id)}/{ts.MANIFEST}")  # first: a half-deleted folder is no set
     ts.clear_set(lake, set_id)
 
@@ -86,11 +88,12 @@ def _delete_graph(lake: Lake, graph_id: str) -> None:
 
 
 def delete_unfinished(lake: Lake) -> list[str]:
-    """Deletes folders of training sets and graphs whose builds were killed days ago, and what trainings of users' models had
-    staged; publish_index.py does releases'."""
+    """Deletes folders of training sets, examples and graphs whose builds were killed days ago, and what trainings of users'
+    models had staged; publish_index.py does releases'."""
     since, deleted = datetime.now(UTC) - ABANDONED_AFTER, []
     bases = {manifest.as_base.graph_id for manifest in store.finished_graphs(lake)}  # files that others stand on, no graphs
-    for root, marker in ((f"{lake.home}/training", ts.MANIFEST), (f"{lake.home}/graphs", graph.MANIFEST)):
+    examples = (conversations.all_uri(lake), conversations.MANIFEST)
+    for root, marker in ((f"{lake.home}/training", ts.MANIFEST), examples, (f"{lake.home}/graphs", graph.MANIFEST)):
         for folder in storage.unfinished_folders(root, marker, since):
             name = folder.rpartition("/")[2]
             if _MADE.fullmatch(name) and name not in bases:

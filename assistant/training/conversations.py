@@ -93,8 +93,22 @@ class ConversationsManifest:
     format: int = FORMAT
 
 
+def all_uri(lake: Lake) -> str:
+    """Where the folders of examples are."""
+    return f"{lake.home}/training/conversations"
+
+
 def conversations_uri(lake: Lake, conversations_id: str) -> str:
-    return f"{lake.home}/training/conversations/{conversations_id}"
+    return f"{all_uri(lake)}/{conversations_id}"
+
+
+def delete_examples(lake: Lake, training_set: str) -> None:
+    """Deletes all examples that were made of a training set: of whose pins they are, and of no others."""
+    for name in storage.folders(all_uri(lake)):
+        uri = f"{conversations_uri(lake, name)}/{MANIFEST}"
+        if storage.exists(uri) and json.loads(storage.read_bytes(uri))["training_set"] == training_set:
+            storage.delete_quietly(uri)  # first: a half-deleted folder is no set of examples
+            storage.delete_folder(conversations_uri(lake, name))
 
 
 def write_manifest(lake: Lake, manifest: ConversationsManifest) -> None:

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from assistant.training import conversations
 from embedding.cli import main as pinlake
 from embedding.contracts import (
     BOARD_EMBEDDINGS,
@@ -150,6 +151,16 @@ def write_training_set(lake: Lake) -> None:
     folder.mkdir(parents=True)
     pq.write_table(pa.table({"pin_id": [PIN], "text": ["Quokka juggling lighthouses"]}), folder / "part-00000.parquet")
     ts.write_manifest(lake, made)
+    write_examples(lake, made.set_id)
+
+
+def write_examples(lake: Lake, set_id: str) -> None:
+    """What the assistant's projector would learn from, made of that set."""
+    said = conversations.ConversationsManifest(f"{ARRIVED}-abcdef012345", "tiny", set_id, 0, {}, {}, "run")
+    folder = Path(conversations.conversations_uri(lake, said.conversations_id))
+    folder.mkdir(parents=True)
+    pq.write_table(pa.table({"about": [PIN], "choices": [["Quokka juggling lighthouses"]]}), folder / "train-00000.parquet")
+    conversations.write_manifest(lake, said)
 
 
 @pytest.fixture(scope="module")
@@ -381,7 +392,13 @@ def test_no_file_of_the_lake_holds_more_of_them_than_an_id_of_a_deletion(forgott
 def test_traces_were_found_where_there_were_some(forgotten: Story, story: Story, tmp_path: Path) -> None:
     """What the test above looks for, it finds: in files as the programs had written them."""
     tables = [name for name in TABLES if name not in ("users", "nights", "releases", "shadow_turns")]
-    for folder in (*(f"tables/{name}/" for name in tables), "releases/pins/", "graphs/", "training/"):
+    for folder in (
+        *(f"tables/{name}/" for name in tables),
+        "releases/pins/",
+        "graphs/",
+        "training/",
+        "training/conversations/",
+    ):
         assert any(path.startswith(folder) for path in forgotten.held), folder
     told = {said for held in forgotten.held.values() for said in held}
     assert told >= {"title: a word", "image_uri: a word", "embedding: a vector", "pin_id: an id", "user_id: an id"}

@@ -37,6 +37,7 @@ def test_a_base_stays_and_what_a_killed_build_left_goes(tmp_path: Path) -> None:
     file_in(f"{graph_uri(lake, KILLED)}/attempt")
     file_in(f"{lake.home}/training/encoders/weekly")
     file_in(f"{lake.home}/training/{KILLED}/pins")
+    file_in(f"{lake.home}/training/conversations/{KILLED}")
     models = f"{lake.home}/user_models/tiny-0123456789ab"
     file_in(f"{models}/.staged-killed/histories")
     file_in(f"{models}/users-finished")
@@ -47,6 +48,7 @@ def test_a_base_stays_and_what_a_killed_build_left_goes(tmp_path: Path) -> None:
     make_old(lake)
     assert delete_unfinished(lake) == [
         f"training/{KILLED}",
+        f"training/conversations/{KILLED}",
         f"graphs/{KILLED}",
         "user_models/tiny-0123456789ab/.staged-killed",
     ]
