@@ -1,4 +1,4 @@
-"""What was made of the tables and holds pins itself: releases, training sets with examples, graphs, the report, what was killed."""
+"""What was made of the tables and holds pins: releases, training sets with examples, graphs, the report, what was killed."""
 
 from __future__ import annotations
 
