@@ -124,7 +124,7 @@ def describe(figures: Row, prices: Prices, at: int) -> str:
         "all layers were run"
         if depth.whole
         else f"{depth.text} of {depth.text_whole} text layers and {depth.vision} of {depth.vision_whole} vision layers "
-        "were run:\nseconds are scaled to the whole depth (time inside layers multiplied, the rest as it was); 'ran s': unscaled"
+        "were run:\nseconds are scaled to the whole depth (time inside layers multiplied, the rest as it was); 'ran s': as run"
     )
     # The tower's tokens, and those that DeepStack adds, in bfloat16.
     cached_mb = TOKENS_A_PICTURE * (1 + len(DEEPSTACK)) * figures["hidden"] * 2 / 1e6
