@@ -125,7 +125,7 @@ class Bucket:
     def choice(self, kind: str, pin: Told, alone: bool, right: str, wrong: Sequence[str]) -> Iterator[dict[str, Any]]:
         """The question with one right and CHOICES - 1 wrong answers; none where there are too few different ones."""
         known = {right.casefold()}
-        chosen = []
+        chosen: list[str] = []
         for text in wrong:
             if text and text.casefold() not in known and len(chosen) < CHOICES - 1:
                 known.add(text.casefold())
