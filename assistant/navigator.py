@@ -12,9 +12,11 @@ brain's answer with it.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from typing import Protocol, cast, get_args
 
 from assistant import events
@@ -68,10 +70,17 @@ def budget(mode: Mode, request: Request, limits: Limits) -> tuple[int, int]:
     return thinking, min(most - thinking, limits.answer_tokens)
 
 
+def offered(interests: Sequence[Interest]) -> tuple[ToolName, ...]:
+    """The tools that a brain may choose from: a user's interests are one where something is known of them."""
+    return ("search_text", "search_interests", "talk") if interests else ("search_text", "talk")
+
+
 @dataclass(frozen=True)
 class TurnRecord:
     """A turn that has ended well, for who looks on: the shadow. Never stored as it is: it has what people wrote."""
 
+    turn_id: str
+    asked_at: datetime
     turn: Turn
     call: ToolCall
     release_id: str
@@ -110,12 +119,12 @@ class Navigator:
         self._router = router or Router.shipped()
         self.limits = tools.limits
 
-    def chat(self, request: Request, mode: Mode | str = "auto") -> Iterator[events.Event]:
+    def chat(self, request: Request, mode: Mode | str = "auto", turn_id: str | None = None) -> Iterator[events.Event]:
         """The events of one turn, as they happen; the last one is `done` or `error`. What a user can be told of raises nothing.
 
-        mode: `quick`, `thinking`, or `auto` for what the router says.
+        mode: `quick`, `thinking`, or `auto` for what the router says. turn_id: Drawn at random where none is given.
         """
-        started = self._clock()
+        started, asked_at = self._clock(), datetime.now(UTC)
         try:
             check(request, self.limits)
             chosen, reason = self._mode(request, mode)
@@ -128,7 +137,11 @@ class Navigator:
             yield events.Candidates(asked.release_id, asked.embedding_version, candidates)
             tokens = budget(chosen, request, self.limits)
             turn = Turn(request, chosen, asked.embedding_version, candidates, interests, *tokens)
-            yield from self._answer(turn, call, asked.release_id, started)
+            for event, answer in self._answer(turn, started):
+                if isinstance(event, events.Done) and self._watcher is not None:
+                    turn_id = turn_id or uuid.uuid4().hex
+                    self._watcher(TurnRecord(turn_id, asked_at, turn, call, asked.release_id, answer, event))
+                yield event
         except RequestRefused as error:
             yield events.Failed(str(error), retryable=False)
         except ToolError as error:
@@ -150,9 +163,9 @@ class Navigator:
             return ToolCall("search_picture", reason="you attached a picture")
         if request.pin_id is not None:
             return ToolCall("search_pin", reason="you pointed at a pin")
-        offered: tuple[ToolName, ...] = ("search_text", "search_interests", "talk") if interests else ("search_text", "talk")
-        call = self._brains[0].decide(request, offered)
-        if call.tool not in offered:
+        tools = offered(interests)
+        call = self._brains[0].decide(request, tools)
+        if call.tool not in tools:
             return ToolCall("search_text", request.text, f"your words are searched: {call.tool} has nothing to go by")
         if call.tool == "search_text":
             return replace(call, query=call.query.strip()[: self.limits.message_chars] or request.text)
@@ -172,7 +185,8 @@ class Navigator:
             return asked.recommended(request.user_id, k, among)
         return asked.text(call.query, k, among, interests)
 
-    def _answer(self, turn: Turn, call: ToolCall, release_id: str, started: float) -> Iterator[events.Event]:
+    def _answer(self, turn: Turn, started: float) -> Iterator[tuple[events.Event, str]]:
+        """Each event with the answer so far."""
         brain = self._brains[turn.mode == "thinking"]
         filters = {kind: CitationFilter(turn.candidates) for kind in ("thinking", "answer")}
         said, first_ms = list[str](), None
@@ -182,13 +196,11 @@ class Navigator:
                     first_ms = self._ms(started)
                 if isinstance(event, events.Answer):
                     said.append(event.text)
-                yield event
+                yield event, "".join(said)
             usage = answering.usage
         cited, removed = tuple(filters["answer"].cited), sum(passed.removed for passed in filters.values())
         done = events.Done(cited, removed, brain.name, turn.mode, usage, first_ms, self._ms(started))
-        if self._watcher is not None:
-            self._watcher(TurnRecord(turn, call, release_id, "".join(said), done))
-        yield done
+        yield done, "".join(said)
 
     def _checked(
         self, pieces: Iterable[Piece], filters: Mapping[str, CitationFilter], started: float

@@ -110,6 +110,15 @@ class Tools:
         """Loads the release's encoder, which takes seconds: before the first user comes. Raises ToolError as a search does."""
         self.now().text("a picture", 1)
 
+    def text_vectors(self, texts: Sequence[str]) -> Floats:
+        """Texts as the live release's encoder reads them, (N, D), L2-normalised. Raises ToolError, also for an empty one."""
+        one = OneRelease(self._live.release)
+        with _reading():
+            try:
+                return np.stack([Searcher(self._lake, one).text_vector(one.release, text) for text in texts])
+            except ValueError as error:
+                raise ToolError(str(error)) from None
+
     def _current(self) -> Recommender | None:
         """With the live graph, looked up now and then: a graph is published a night."""
         with self._lock:

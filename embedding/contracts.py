@@ -620,6 +620,78 @@ USER_EMBEDDINGS = TableContract(
     constraints=_DAY_CHECK,
 )
 
+_BRAINS_FIGURES = {
+    "brain": "The {} brain's name.",
+    "first_token_ms": "{} brain: milliseconds to its first word; null where it said nothing.",
+    "total_ms": "{} brain: milliseconds to the end of its answer.",
+    "prompt_tokens": "{} brain: tokens that it read, cached ones among them.",
+    "cached_tokens": "{} brain: those that it need not compute anew.",
+    "thinking_tokens": "{} brain: tokens thought before the answer.",
+    "answer_tokens": "{} brain: tokens of the answer.",
+    "cost": "{} brain: what these tokens cost at the prices that the service was given; null without prices.",
+    "cited": "{} brain: pins that its answer names.",
+    "removed": "{} brain: citations of what was not retrieved, taken out of its answer.",
+}
+
+
+def _brain_fields(which: str) -> list[pa.Field]:
+    whole = ("prompt_tokens", "cached_tokens", "thinking_tokens", "answer_tokens", "cited", "removed")
+    types = {"brain": pa.string()} | dict.fromkeys(whole, pa.int64())
+    return [pa.field(f"{which}_{name}", types.get(name, pa.float64())) for name in _BRAINS_FIGURES]
+
+
+SHADOW_TURNS = TableContract(
+    name="shadow_turns",
+    about=(
+        "Turns of the assistant that two brains answered over the same pins: the one that the user saw, and a shadow that "
+        "nobody saw. One row a turn of the share that was chosen; written by the assistant's service. Nothing in it says who "
+        "asked, what was asked, or what was answered."
+    ),
+    schema=pa.schema(
+        [
+            pa.field("turn_id", pa.string(), nullable=False),
+            pa.field("ds", pa.string(), nullable=False),
+            pa.field("asked_at", TIMESTAMP, nullable=False),
+            pa.field("mode", pa.string(), nullable=False),
+            pa.field("release_id", pa.string(), nullable=False),
+            pa.field("embedding_version", pa.string(), nullable=False),
+            pa.field("candidates", pa.int64(), nullable=False),
+            pa.field("tool", pa.string(), nullable=False),
+            pa.field("same_tool", pa.bool_()),
+            pa.field("cited_jaccard", pa.float64()),
+            pa.field("answers_cosine", pa.float64()),
+            *_brain_fields("served"),
+            *_brain_fields("shadow"),
+            pa.field("shadow_decide_ms", pa.float64()),
+            pa.field("shadow_error", pa.string()),
+            pa.field("run_id", pa.string(), nullable=False),
+        ]
+    ),
+    partition_by=("ds",),
+    key=("turn_id",),
+    meanings={
+        "turn_id": "The request's id, drawn at random.",
+        "ds": "The day on which it was asked (UTC), YYYY-MM-DD.",
+        "asked_at": "When (UTC).",
+        "mode": "`quick` or `thinking`.",
+        "release_id": "The index release that was searched.",
+        "embedding_version": "The encoder of its vectors.",
+        "candidates": "Pins that were found, and given to both.",
+        "tool": "The retrieval tool that was asked.",
+        "same_tool": "Whether the shadow would have asked the same one; null where a picture or a pin chose it.",
+        "cited_jaccard": "Pins that both answers name, by pins that either names; 1 where neither names any; null without answer.",
+        "answers_cosine": "Cosine of the two answers as the release's encoder reads them; null where one is empty.",
+        **{f"served_{name}": said.format("Served") for name, said in _BRAINS_FIGURES.items()},
+        **{f"shadow_{name}": said.format("Shadow") for name, said in _BRAINS_FIGURES.items()},
+        "served_first_token_ms": "Milliseconds from the request to the first word that the user saw, retrieval among them.",
+        "served_total_ms": "Milliseconds from the request to the end of the answer.",
+        "shadow_decide_ms": "Shadow brain: milliseconds to its choice of a tool, left out of its other times; null without.",
+        "shadow_error": "Why the shadow has no answer, in a sentence; null where it has one.",
+        "run_id": "The process of the service that wrote the row.",
+    },
+    constraints=_DAY_CHECK | {"mode_is_known": "mode = 'quick' OR mode = 'thinking'"},
+)
+
 TABLES: dict[str, TableContract] = {
     t.name: t
     for t in (
@@ -635,6 +707,7 @@ TABLES: dict[str, TableContract] = {
         USER_INTERESTS,
         BOARD_EMBEDDINGS,
         USER_EMBEDDINGS,
+        SHADOW_TURNS,
     )
 }
 

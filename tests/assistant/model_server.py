@@ -1,7 +1,7 @@
 """A real endpoint of OpenAI's kind on this machine: transformers' own server, in a process of its own, with small models.
 
-It loads a model when it is first asked for it, by its folder. SmolLM2 is the one of its package; the toy Qwen3-VL, of random weights,
-reads pictures, and fetches them by their address.
+It loads a model when it is first asked for it, by its folder. SmolLM2 is the one of its package; the toy Qwen3-VL, of random
+weights, reads pictures, and fetches them by their address.
 """
 
 from __future__ import annotations
@@ -52,10 +52,10 @@ def toy_qwen3_vl_folder(folder: Path) -> Path:
 
     tokenizer = toy_tokenizer()
     toy_qwen3_vl(tokenizer).save_pretrained(folder)
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|endoftext|>")
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|endoftext|>")  # type: ignore[no-untyped-call]
     size = {"shortest_edge": 32 * 32, "longest_edge": 128 * 128}
     pictures = Qwen2VLImageProcessor(patch_size=16, merge_size=2, temporal_patch_size=2, size=size)
-    Qwen3VLProcessor(pictures, fast, Qwen3VLVideoProcessor(), chat_template=_TEMPLATE).save_pretrained(folder)
+    Qwen3VLProcessor(pictures, fast, Qwen3VLVideoProcessor(), chat_template=_TEMPLATE).save_pretrained(folder)  # type: ignore[no-untyped-call]
     return folder
 
 
