@@ -17,7 +17,7 @@ import uvicorn
 
 from assistant.service.app import create_app
 from assistant.service.brains import BRAINS
-from assistant.service.settings import TOKEN_VARIABLE, ServiceError, Settings
+from assistant.service.settings import TOKEN_VARIABLE, Rate, ServiceError, Settings
 from embedding.encoder.limits import SettingError
 
 GRACE_S = 10
@@ -38,8 +38,27 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--port", type=int, default=8100, help="0 takes a free one (default %(default)s)")
     parser.add_argument("--brain", choices=BRAINS, default="core", help="what answers (default %(default)s)")
+    parser.add_argument(
+        "--requests",
+        type=_rate,
+        default=Settings.requests,
+        metavar="PER_S",
+        help="a client, in the long run (default %(default)s)",
+    )
+    parser.add_argument(
+        "--chats", type=_rate, default=Settings.chats, metavar="PER_S", help="turns, likewise (default %(default)s)"
+    )
+    parser.add_argument("--turns", type=int, default=Settings.turns, help="answered at once (default %(default)s)")
     parser.add_argument("--people", action="store_true", help="let the page list some users to try: for a demo")
     return parser.parse_args(argv)
+
+
+def _rate(text: str) -> Rate:
+    """So many a second, and six seconds' worth at once."""
+    per_s = float(text)
+    if not 0 < per_s <= 100_000:
+        raise argparse.ArgumentTypeError("more than 0 a second")
+    return Rate(per_s, max(1, round(6 * per_s)))
 
 
 class Server(uvicorn.Server):
@@ -58,7 +77,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     token = os.environ.pop(TOKEN_VARIABLE, None)  # popped: no process that this one starts is to have it
     try:
-        settings = Settings(args.home, token or None, args.host, args.port, args.brain, args.people)
+        settings = Settings(
+            args.home,
+            token or None,
+            args.host,
+            args.port,
+            args.brain,
+            args.people,
+            requests=args.requests,
+            chats=args.chats,
+            turns=args.turns,
+        )
         app = create_app(settings)
     except (ServiceError, SettingError) as error:
         sys.stderr.write(f"{error}\n")

@@ -44,16 +44,18 @@ export function icon(name) {
 export function picture(pin, { alt = "", onSettled = () => {} } = {}) {
   const image = el("img", { alt, loading: "lazy", decoding: "async", draggable: false, referrerPolicy: "no-referrer" });
   const frame = el("span", { class: "frame loading" }, image);
+  const missing = () => {
+    frame.classList.replace("loading", "missing");
+    frame.replaceChildren(el("span", { class: "no-picture" }, titleOf(pin)));
+    onSettled();
+  };
   image.addEventListener("load", () => {
     frame.classList.remove("loading");
     onSettled();
   });
-  image.addEventListener("error", () => {
-    frame.classList.replace("loading", "missing");
-    frame.replaceChildren(el("span", { class: "no-picture" }, pin.title || "No picture"));
-    onSettled();
-  });
-  image.src = pin.picture;
+  image.addEventListener("error", missing);
+  if (pin.picture) image.src = pin.picture;
+  else missing();
   return frame;
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from assistant.projector import ProjectorError
 from assistant.service.serving import MakeBrain
 from assistant.service.settings import ServiceError
 from assistant.turns import Brain, BrainError
@@ -21,9 +22,12 @@ def make_brain(name: str) -> MakeBrain:
 
 
 def _core(_: Lake, release: Release) -> Brain:
-    from assistant.brains.core import CoreBrain  # here: the weights take seconds, and the other brain needs none
+    from assistant.brains.small import load_small  # here: the weights take seconds, and the other brain needs none
 
-    return CoreBrain.shipped(release.manifest.embedding_version)
+    try:
+        return load_small(release.manifest.embedding_version)
+    except (ProjectorError, LanguageModelError) as error:
+        raise BrainError(str(error)) from None
 
 
 def _context(*_: object) -> Brain:

@@ -15,7 +15,7 @@ from assistant.events import Answer, Done, Event, Failed, ModeChosen
 from assistant.navigator import RequestRefused, check
 from assistant.service.body import check_picture, parsed, read_body
 from assistant.service.errors import Refused
-from assistant.service.shapes import ChatRequest, with_texts_for_ids
+from assistant.service.shapes import ChatRequest, event_json
 from assistant.service.state import State
 from assistant.service.turn import RunningTurn
 
@@ -97,7 +97,7 @@ class EventStream(StreamingResponse):
                 yield STILL_HERE
                 continue
             self._counted.see(event)
-            yield server_sent(event.name, with_texts_for_ids(event.data(), self._state.keys))
+            yield server_sent(event.name, event_json(event, self._state.keys))
 
 
 def server_sent(name: str, data: Any) -> bytes:

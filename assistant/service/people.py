@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Mapping
 from typing import Any
 
 from assistant.service.errors import Refused
+from assistant.service.guard import Keys
+from assistant.service.shapes import picture_path
 from embedding.contracts import USER_INTERESTS
 from embedding.index.live import FEED_ERRORS
 from embedding.index.reader import Release
@@ -19,7 +22,7 @@ ROWS = 50_000
 """Looked at for people to try, however many there are."""
 
 
-def user_interests(lake: Lake, release: Release, user_id: int) -> dict[str, Any]:
+def user_interests(lake: Lake, release: Release, user_id: int, keys: Keys) -> dict[str, Any]:
     """A user's interests, most important first; `share` of all importance. Raises Refused for a user without any."""
     try:
         found = read_interests(lake, release.manifest.embedding_version, user_id)
@@ -37,10 +40,15 @@ def user_interests(lake: Lake, release: Release, user_id: int) -> dict[str, Any]
                 "label": interest.label or (medoid or {}).get("title") or "pins that they saved",
                 "share": round(interest.importance / total, 4),
                 "saves": interest.size,
-                "medoid": medoid and {"pin_id": medoid["pin_id"], "title": medoid["title"] or ""},
+                "medoid": medoid and _medoid(medoid, keys),
             }
         )
     return {"user_id": user_id, "release_id": release.manifest.release_id, "interests": rows, "more": len(found) - len(rows)}
+
+
+def _medoid(row: Mapping[str, Any], keys: Keys) -> dict[str, Any]:
+    picture = picture_path(row["pin_id"], row["image_uri"], keys)
+    return {"pin_id": row["pin_id"], "title": row["title"] or "", "tags": row["tags"] or [], "picture": picture}
 
 
 def sample_people(lake: Lake, embedding_version: str) -> list[dict[str, Any]]:

@@ -95,8 +95,8 @@ async def recommendations(
 async def interests(request: Request, user_id: Id) -> Response:
     """What a user is interested in, most important first, each with a pin that stands for it."""
     state = State.of(request)
-    found = await state.searching.run(lambda: user_interests(state.open.lake, state.open.release, user_id))
-    return JSONResponse(with_texts_for_ids(found, state.keys))
+    found = await state.searching.run(lambda: user_interests(state.open.lake, state.open.release, user_id, state.keys))
+    return JSONResponse(with_texts_for_ids(found))
 
 
 @router.get("/people")
@@ -105,7 +105,7 @@ async def people(request: Request) -> Response:
     state = State.of(request)
     if not state.settings.people:
         raise Refused(404, "this service lists nobody", "ask for a user by id")
-    return JSONResponse(with_texts_for_ids(await state.searching.run(state.some_people), state.keys))
+    return JSONResponse(with_texts_for_ids(await state.searching.run(state.some_people)))
 
 
 @router.get("/pins/{pin_id}/picture")

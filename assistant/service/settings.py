@@ -24,6 +24,9 @@ class Rate:
     per_s: float
     burst: int
 
+    def __str__(self) -> str:
+        return f"{self.per_s:g}"
+
 
 @dataclass(frozen=True)
 class Settings:

@@ -5,13 +5,13 @@ Ids are texts in every answer: they have 64 bits, of which a number in JavaScrip
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 from urllib.parse import quote
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from assistant.events import pin_data
+from assistant.events import Candidates, Event, pin_data
 from assistant.service.guard import Keys
 from assistant.turns import Candidate, Message, Request
 
@@ -58,26 +58,28 @@ class SearchRequest(BaseModel):
     k: Count = 20
 
 
-def with_texts_for_ids(data: Any, keys: Keys) -> Any:
-    """The same JSON, its ids texts; what describes a pin has the address of its picture besides."""
+def with_texts_for_ids(data: Any) -> Any:
+    """The same JSON, its ids texts."""
     if isinstance(data, Mapping):
-        told = {
-            name: str(v) if name in ID_FIELDS and v is not None else with_texts_for_ids(v, keys) for name, v in data.items()
-        }
-        if "pin_id" in told and "title" in told:
-            told["picture"] = picture_path(int(told["pin_id"]), keys)
-        if "cited" in told:
-            told["cited"] = [str(pin) for pin in told["cited"]]
-        return told
+        told = {name: str(v) if name in ID_FIELDS and v is not None else with_texts_for_ids(v) for name, v in data.items()}
+        return told | ({"cited": [str(pin) for pin in told["cited"]]} if "cited" in told else {})
     if isinstance(data, list | tuple):
-        return [with_texts_for_ids(item, keys) for item in data]
+        return [with_texts_for_ids(item) for item in data]
     return data
 
 
-def picture_path(pin_id: int, keys: Keys) -> str:
+def pins_json(pins: Sequence[Candidate], keys: Keys) -> list[Any]:
+    """Pins as a page shows them, each with its picture's path, which is null for one without a picture."""
+    return [with_texts_for_ids(pin_data(pin)) | {"picture": picture_path(pin.pin_id, pin.image_uri, keys)} for pin in pins]
+
+
+def event_json(event: Event, keys: Keys) -> Any:
+    told = with_texts_for_ids(event.data())
+    return told | {"pins": pins_json(event.pins, keys)} if isinstance(event, Candidates) else told
+
+
+def picture_path(pin_id: int, image_uri: str | None, keys: Keys) -> str | None:
+    if not image_uri:
+        return None
     key = keys.picture_key(pin_id)
     return f"/pins/{pin_id}/picture" + (f"?key={quote(key)}" if key else "")
-
-
-def pins_json(pins: tuple[Candidate, ...], keys: Keys) -> list[Any]:
-    return [with_texts_for_ids(pin_data(pin), keys) for pin in pins]
