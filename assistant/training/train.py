@@ -70,8 +70,8 @@ class Stage:
 
 
 STAGES = (
-    Stage("captions", 110_000, {TITLE: 0.68, WORD: 0.1, DESCRIPTION: 0.07, TAGS: 0.15}, 5e-4, 1e-3),
-    Stage("questions", 170_000, {TITLE: 0.1, TAG: 0.1, SAME_BOARD: 0.21, FITS: 0.31, ANSWER: 0.22, TOOL: 0.06}, 3e-4, 1e-3),
+    Stage("captions", 95_000, {TITLE: 0.68, WORD: 0.1, DESCRIPTION: 0.07, TAGS: 0.15}, 5e-4, 1e-3),
+    Stage("questions", 150_000, {TITLE: 0.1, TAG: 0.1, SAME_BOARD: 0.18, FITS: 0.3, ANSWER: 0.27, TOOL: 0.05}, 3e-4, 1e-3),
 )
 
 
