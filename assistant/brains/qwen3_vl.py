@@ -99,6 +99,15 @@ def load(
     return Loaded(decoder, prompter, edition or _read_edition(folder))
 
 
+def load_to_train(folder: Path, device: str) -> tuple[Qwen3VLForConditionalGeneration, str, Tokenizer, Vocabulary]:
+    """The language model that a projector is trained for, its name, its tokenizer and vocabulary. Raises WeightsError."""
+    config = _read_config(folder)
+    tokenizer, vocabulary = _read_tokenizer(folder, config)
+    model = without_tower(config)
+    _fill(model, folder, torch.device(device), torch.float32 if torch.device(device).type == "cpu" else torch.bfloat16)
+    return model, folder.resolve().name, tokenizer, vocabulary
+
+
 def without_tower(config: Qwen3VLConfig) -> Qwen3VLForConditionalGeneration:
     """The model without the tower and without storage: on the meta device, to be filled."""
     config._attn_implementation = "sdpa"

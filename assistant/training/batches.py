@@ -8,7 +8,7 @@ Shape suffixes: B examples of a batch, T tokens, C answers of all examples, D di
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
@@ -99,6 +99,9 @@ class Batch:
     @property
     def tokens(self) -> int:
         return self.ids_BT.numel()
+
+    def to(self, device: torch.device) -> Batch:
+        return Batch(*(getattr(self, field.name).to(device) for field in fields(self)))
 
 
 def collate(encoded: Sequence[Encoded], placeholder: int) -> Batch:

@@ -78,7 +78,8 @@ STAGES = (
 @dataclass(frozen=True)
 class TrainingSetting:
     """tokens_a_pin: K. width: Of the projector's inner layer. name_steps: before the language model reads
-    anything (warm_start.py). scale_tokens: Of both stages' tokens, 1 for all of them."""
+    anything (warm_start.py). scale_tokens: Of both stages' tokens, 1 for all of them. lora_rank: 0 leaves the language model as
+    it is: the projector learns alone."""
 
     tokens_a_pin: int = 4
     width: int = 1_024
@@ -101,7 +102,7 @@ def start(
 ) -> Seeing:
     """A projector that knows names, in front of a language model. named: examples of TITLE and WORD."""
     torch.manual_seed(setting.seed)
-    embeddings_VH = language_model.get_input_embeddings().weight.detach()
+    embeddings_VH = language_model.get_input_embeddings().weight.detach().float().cpu()
     vectors_ND = torch.from_numpy(np.stack([example.vectors_ND[0] for example in named]))
     dim, hidden = vectors_ND.shape[1], embeddings_VH.shape[1]
     config = ProjectorConfig(embedding_version, name, dim, setting.tokens_a_pin, hidden, setting.width)
@@ -114,6 +115,7 @@ def start(
     log.info("projector from %d names: its tokens have a cosine of %.2f with those of names left out", len(names), fit)
     is_pin_N = torch.tensor([example.kind == TITLE for example in named])
     learn_names(projector, vectors_ND, targets_NK, embeddings_VH, is_pin_N, setting.name_steps, setting.seed)
+    projector.to(language_model.get_input_embeddings().weight.device)
     return Seeing(language_model, projector, prompter.vocabulary.placeholder)
 
 
@@ -151,17 +153,17 @@ def draw(examples: dict[str, list[Encoded]], stage: Stage, tokens: int, seed: in
     return drawn
 
 
-def train(seeing: Seeing, examples: Sequence[Example], prompter: Prompter, setting: TrainingSetting, folder: Path) -> Any:
-    """Both stages, from the checkpoint in `folder` if there is one. Returns peft's model, which holds the LoRA weights."""
+def train(seeing: Seeing, examples: Sequence[Example], prompter: Prompter, setting: TrainingSetting, folder: Path) -> None:
+    """Both stages, from the checkpoint in `folder` if there is one. The language model of `seeing` gets LoRA layers."""
     by_kind: dict[str, list[Encoded]] = {}
     for example, one in zip(examples, with_priors(seeing, examples, prompter), strict=True):
         by_kind.setdefault(example.kind, []).append(one)
     rank, layers = setting.lora_rank, list(setting.lora_modules)
-    lora = LoraConfig(r=rank, lora_alpha=FACTOR * rank, target_modules=layers, task_type="CAUSAL_LM")
     seeing.language_model.requires_grad_(False)
     torch.manual_seed(setting.seed)
-    adapted = get_peft_model(seeing.language_model, lora)
-    seeing.language_model = adapted.base_model.model
+    if rank:
+        lora = LoraConfig(r=rank, lora_alpha=FACTOR * rank, target_modules=layers, task_type="CAUSAL_LM")
+        seeing.language_model = get_peft_model(seeing.language_model, lora).base_model.model
     checkpoint = Checkpoint(folder / CHECKPOINT, asdict(setting))
     at_stage, at_step, held = checkpoint.read()
     if held:
@@ -171,9 +173,8 @@ def train(seeing: Seeing, examples: Sequence[Example], prompter: Prompter, setti
             continue
         drawn = draw(by_kind, stage, int(stage.tokens * setting.scale_tokens), setting.seed + number)
         if drawn:
-            _train_stage(seeing, adapted, stage, drawn, setting, checkpoint, number, at_step if number == at_stage else 0, held)
+            _train_stage(seeing, stage, drawn, setting, checkpoint, number, at_step if number == at_stage else 0, held)
         held = {}
-    return adapted
 
 
 def _parameters(seeing: Seeing, stage: Stage) -> list[dict[str, Any]]:
@@ -186,12 +187,11 @@ def _parameters(seeing: Seeing, stage: Stage) -> list[dict[str, Any]]:
         {"params": list(seeing.projector.parameters()), "lr": stage.projector_rate, "most": stage.projector_rate},
         {"params": [value for _, value in lora], "lr": stage.lora_rate, "most": stage.lora_rate},
     ]
-    return [group for group in groups if group["lr"] > 0]
+    return [group for group in groups if group["lr"] > 0 and group["params"]]
 
 
 def _train_stage(
     seeing: Seeing,
-    adapted: Any,
     stage: Stage,
     drawn: Sequence[Encoded],
     setting: TrainingSetting,
@@ -209,7 +209,6 @@ def _train_stage(
     started = said = saved = time.monotonic()
     losses: list[float] = []
     seeing.train()
-    adapted.train()
     for step, (_, batch) in enumerate(batches, done):
         for group in optimizer.param_groups:
             group["lr"] = group["most"] * _warm_then_cosine(step, steps)
@@ -298,6 +297,8 @@ def save_weights(seeing: Seeing, folder: Path, setting: TrainingSetting, facts: 
     """The projector and the LoRA weights, as what serves reads them (assistant/projector.py, assistant/brains/adapter.py)."""
     config = seeing.projector.config
     seeing.projector.save(folder)
+    if not setting.lora_rank:
+        return
     lora = {name: value.detach() for name, value in seeing.language_model.named_parameters() if ".lora_" in name}
     layers = sorted({name.partition(".lora_")[0] for name in lora})
     names = {layer: [f"{layer}.lora_{part}.default.weight" for part in "AB"] for layer in layers}

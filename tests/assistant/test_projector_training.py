@@ -13,6 +13,7 @@ import pytest
 import torch
 from tokenizers import Tokenizer
 
+from assistant.brains import qwen3_vl
 from assistant.brains.adapter import add_adapter
 from assistant.brains.decoder import Decoder
 from assistant.brains.prompts import Prompter, smollm2_vocabulary
@@ -39,7 +40,9 @@ from assistant.training.train import Checkpoint, TrainingSetting, save_weights, 
 from demo.days import DEMO_DAYS
 from embedding.encoder.training_set import TEST, TRAIN, read_pins
 from embedding.encoder.training_set import read_manifest as read_set_manifest
+from embedding.index.recall import Floats
 from embedding.tables.lake import Lake
+from tests.assistant.test_qwen3_vl import publish
 from tests.assistant.toy_models import NAME, VERSION, toy_llama, toy_tokenizer
 
 COLOURS, THINGS = ("red", "green", "blue", "black", "white", "pink"), ("cat", "tree", "car", "house", "fish")
@@ -144,6 +147,10 @@ def toy_training(tokenizer: Tokenizer, examples: list[Example], folder: Path, to
     return seeing, setting
 
 
+def score_all(seeing: Seeing, examples: list[Example], prompter: Prompter) -> list[tuple[Floats, Floats]]:
+    return seeing.eval().score([encode_example(example, prompter) for example in examples])
+
+
 def accuracy(seeing: Seeing, examples: list[Example], prompter: Prompter) -> float:
     found = seeing.score([encode_example(example, prompter) for example in examples])
     return float(np.mean([int(np.argmax(sums)) == example.right for (sums, _), example in zip(found, examples, strict=True)]))
@@ -177,6 +184,29 @@ def test_training_teaches_a_toy_model_to_see_and_its_weights_serve(
     file.write_bytes(file.read_bytes()[:-1] + b"\x01")
     with pytest.raises(ProjectorError, match="damaged"):
         add_adapter(model, tmp_path / "weights", language_model=NAME, embedding_version=VERSION)
+
+
+def test_a_projector_for_qwen3_vl_learns_alone(examples: list[Example], tmp_path: Path) -> None:
+    """As jobs/train_projector.py --language-model does it: the published weights stay, and what was trained serves them."""
+    publish(tmp_path, tied=True, shards=False)
+    model, name, tokenizer, vocabulary = qwen3_vl.load_to_train(tmp_path / "model", "cpu")
+    setting = TrainingSetting(tokens_a_pin=2, width=64, name_steps=60, batch_tokens=400, scale_tokens=0.1, lora_rank=0)
+    prompter = Prompter(tokenizer, vocabulary, setting.tokens_a_pin)
+    titles = of_kind(examples, TITLE)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    seeing = start(model, name, VERSION, prompter, titles, setting)
+    untrained = np.mean([sums[one.right] for one, (sums, _) in zip(titles, score_all(seeing, titles, prompter), strict=True)])
+    train(seeing, examples, prompter, setting, tmp_path)
+    trained = np.mean([sums[one.right] for one, (sums, _) in zip(titles, score_all(seeing, titles, prompter), strict=True)])
+    assert trained > untrained + 1
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+    save_weights(seeing, tmp_path / "weights", setting, {})
+    served = qwen3_vl.load(tmp_path / "model", tmp_path / "weights", VERSION)
+    for example in titles[:3]:
+        encoded = encode_example(example, served.prompter)
+        found = score(served.decoder, encoded.prompt, encoded.choices)
+        np.testing.assert_allclose(found, seeing.score([encoded])[0][0], atol=0.15)
 
 
 def test_a_killed_training_ends_where_an_undisturbed_one_does(
