@@ -157,7 +157,8 @@ def train(seeing: Seeing, examples: Sequence[Example], prompter: Prompter, setti
     """Both stages, from the checkpoint in `folder` if there is one. The language model of `seeing` gets LoRA layers."""
     by_kind: dict[str, list[Encoded]] = {}
     for example, one in zip(examples, with_priors(seeing, examples, prompter), strict=True):
-        by_kind.setdefault(example.kind, []).append(one)
+        if setting.lora_rank or len(example.pins):  # without a pin there is nothing for a projector to learn
+            by_kind.setdefault(example.kind, []).append(one)
     rank, layers = setting.lora_rank, list(setting.lora_modules)
     seeing.language_model.requires_grad_(False)
     torch.manual_seed(setting.seed)

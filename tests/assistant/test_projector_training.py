@@ -193,7 +193,7 @@ def test_a_projector_for_qwen3_vl_learns_alone(examples: list[Example], tmp_path
     """As jobs/train_projector.py --language-model does it: the published weights stay, and what was trained serves them."""
     publish(tmp_path, tied=True, shards=False)
     model, name, tokenizer, vocabulary = qwen3_vl.load_to_train(tmp_path / "model", "cpu")
-    setting = TrainingSetting(tokens_a_pin=2, width=64, name_steps=60, batch_tokens=400, scale_tokens=0.1, lora_rank=0)
+    setting = TrainingSetting(tokens_a_pin=2, width=64, name_steps=60, batch_tokens=400, scale_tokens=0.6, lora_rank=0)
     prompter = Prompter(tokenizer, vocabulary, setting.tokens_a_pin)
     titles = of_kind(examples, TITLE)
     before = {key: value.clone() for key, value in model.state_dict().items()}
