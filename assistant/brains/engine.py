@@ -43,7 +43,7 @@ class Engine:
         *,
         rows: int = 16,
         waiting: int = 64,
-        held_tokens: int = 65_536,
+        held_tokens: int = 32_768,
         read_tokens: int = 4_096,
         clock: Callable[[], float] = time.monotonic,
     ):
