@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from ipaddress import ip_address
+from itertools import chain
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -56,6 +57,7 @@ _TOOL_WORDS: Mapping[ToolName, str] = {
     "search_interests": "finds pins for the user by what they saved before; for wishes without words to search for",
     "talk": "searches nothing; for greetings, thanks, and questions about the pins that were shown before",
 }
+_THINK, _END_OF_THINKING = "<think>", "</think>"
 _JSON = re.compile(r"\{[^{}]*\}")
 
 
@@ -230,23 +232,18 @@ class _Answering:
     ):
         self._brain, self._stream, self._deadline, self._clock = brain, stream, deadline, clock
         self._thinks, self._chars_left = turn.mode == "thinking", CHARS_A_TOKEN * (turn.thinking_tokens + turn.answer_tokens)
-        self._said = _Said()
+        self._said, self._thoughts = _Said(), _Thoughts()
 
     def __iter__(self) -> Iterator[Piece]:
         try:
-            for chunk in self._stream:
-                if self._clock() > self._deadline:
-                    raise BrainError(f"{self._brain.name} took too long for one answer")
-                self._said.chunks += 1
-                self._said.usage = _usage(chunk) or self._said.usage
-                for piece in _pieces(chunk):
-                    self._chars_left -= len(piece.text)
-                    if piece.kind == "thinking":
-                        self._said.thinking += 1
-                    else:
-                        self._said.answer += 1
-                    if piece.kind == "answer" or self._thinks:
-                        yield piece
+            for piece in chain(self._thoughts.apart(self._streamed()), self._thoughts.rest()):
+                self._chars_left -= len(piece.text)
+                if piece.kind == "thinking":
+                    self._said.thinking += 1
+                else:
+                    self._said.answer += 1
+                if piece.kind == "answer" or self._thinks:
+                    yield piece
                 if self._chars_left < 0:
                     return
         except (openai.OpenAIError, ValueError, TypeError, AttributeError) as error:
@@ -255,6 +252,14 @@ class _Answering:
             self.close()
         if not self._said.chunks:
             raise BrainError(f"{self._brain.name} answers, but not as a chat endpoint does: is {URL_VARIABLE} right?")
+
+    def _streamed(self) -> Iterator[Piece]:
+        for chunk in self._stream:
+            if self._clock() > self._deadline:
+                raise BrainError(f"{self._brain.name} took too long for one answer")
+            self._said.chunks += 1
+            self._said.usage = _usage(chunk) or self._said.usage
+            yield from _pieces(chunk)
 
     def close(self) -> None:
         """Hangs up, which ends the work of most servers."""
@@ -272,6 +277,48 @@ class _Said:
     thinking: int = 0
     answer: int = 0
     usage: Usage | None = field(default=None)
+
+
+class _Thoughts:
+    """Tells thinking that a server streams within the answer, `<think>...</think>`, from the answer after it."""
+
+    def __init__(self) -> None:
+        self._held, self._thinking, self._begun = "", False, False
+
+    def apart(self, pieces: Iterable[Piece]) -> Iterator[Piece]:
+        for piece in pieces:
+            if piece.kind == "thinking" or (self._begun and not self._thinking):
+                yield piece
+            else:
+                yield from self._sorted(piece.text)
+
+    def rest(self) -> Iterator[Piece]:
+        """What was held back, once the stream has ended."""
+        if self._held:
+            yield Piece("thinking" if self._thinking else "answer", self._held)
+            self._held = ""
+
+    def _sorted(self, text: str) -> Iterator[Piece]:
+        self._held += text
+        if not self._begun:
+            start = self._held.lstrip()
+            if len(start) < len(_THINK) and _THINK.startswith(start):
+                return
+            self._begun, self._thinking = True, start.startswith(_THINK)
+            if not self._thinking:
+                yield Piece("answer", self._held)
+                self._held = ""
+                return
+            self._held = start.removeprefix(_THINK)
+        thought, end, rest = self._held.partition(_END_OF_THINKING)
+        if not end:  # the end may have begun
+            kept = max((n for n in range(len(_END_OF_THINKING)) if thought.endswith(_END_OF_THINKING[:n])), default=0)
+            thought, rest = thought[: len(thought) - kept], thought[len(thought) - kept :]
+        self._held, self._thinking = rest, not end
+        if thought:
+            yield Piece("thinking", thought)
+        if end:
+            yield from self.rest()
 
 
 def _pieces(chunk: Any) -> Iterator[Piece]:
