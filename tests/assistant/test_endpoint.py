@@ -17,7 +17,8 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
-from assistant.brains.endpoint import EndpointBrain, EndpointConfig, EndpointSettingError, as_json, is_sent
+from assistant.brains.endpoint import EndpointBrain, as_json
+from assistant.brains.endpoint_config import EndpointConfig, EndpointSettingError, is_sent
 from assistant.navigator import Navigator, TurnRecord
 from assistant.shadow import Prices, Shadow, ShadowConfig, ShadowSettingError, is_chosen, jaccard
 from assistant.tools import Tools
