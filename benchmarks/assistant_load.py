@@ -74,7 +74,7 @@ def service(home: Path, brain: str, log: Path) -> Iterator[str]:
             yield address
         finally:
             process.send_signal(signal.SIGTERM)
-            if process.wait(STOP_S) != 0:
+            if process.wait(STOP_S) not in (0, -signal.SIGTERM):  # uvicorn ends by the signal, once it has ended well
                 raise RuntimeError(f"the service ended with {process.returncode}:\n{log.read_text()[-4000:]}")
 
 
