@@ -75,6 +75,7 @@ PICTURES_A_BATCH, WORDS_A_FILE = 64, 4_096
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = arguments(__doc__, ds=False, encoder=True)
     parser.add_argument("--training-set", metavar="ID", help="default: the one that this run made")
+    parser.add_argument("--words", type=lambda text: whole_number(text, 0), help="of the language model's at most (all)")
     parser.add_argument("--seed", type=lambda text: whole_number(text, 0), default=0)
     return parser.parse_args(argv)
 
@@ -118,9 +119,9 @@ def make(pins: DataFrame, root: str, seed: int) -> DataFrame:
     return pins.groupBy("split", "bucket").applyInArrow(write, spark_schema(WRITTEN_FILES))
 
 
-def make_words(spark: SparkSession, lake: Lake, version: str, root: str) -> DataFrame:
+def make_words(spark: SparkSession, lake: Lake, version: str, root: str, most: int | None) -> DataFrame:
     """Writes files of the language model's own words below `root`: WRITTEN_FILES."""
-    words = known_words(smollm2.load_tokenizer())
+    words = known_words(smollm2.load_tokenizer())[:most]
 
     def write(start: int) -> ArrowRows:
         some = words[start : start + WORDS_A_FILE]
@@ -136,7 +137,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     lake = Lake(args.home)
     encoder = job_encoder(lake, args.encoder)
     manifest = read_manifest(lake, args.training_set or read_training_set(lake, args.run_id))
-    identity = json.dumps([manifest.set_id, str(encoder.version), args.seed, making.RECIPE_VERSION]).encode()
+    identity = json.dumps([manifest.set_id, str(encoder.version), args.seed, args.words, making.RECIPE_VERSION]).encode()
     conversations_id = f"{manifest.ds}-{hashlib.sha256(identity).hexdigest()[:12]}"
     root = conversations_uri(lake, conversations_id)
     if storage.exists(f"{root}/{WRITTEN}"):
@@ -144,7 +145,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     else:
         spark = spark_session(f"conversations {manifest.ds}")
         found = make(tell(spark, lake, manifest, encoder.version), root, args.seed)
-        files = found.union(make_words(spark, lake, encoder.version, root)).collect()
+        files = found.union(make_words(spark, lake, encoder.version, root, args.words)).collect()
         counts: dict[str, dict[str, int]] = {}
         for file in files:
             known = counts.setdefault(file["split"], {})

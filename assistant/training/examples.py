@@ -27,7 +27,7 @@ from assistant.training.conversations import (
 )
 from assistant.training.requests import BY_TOOL, sentences
 
-RECIPE_VERSION = 2
+RECIPE_VERSION = 3
 """Part of the examples' id: raise it with any change of what is asked or answered."""
 CHOICES = 4
 MOST_WORDS, MOST_TAGS, MOST_SHOWN = 8, 4, 6
@@ -163,7 +163,7 @@ class Bucket:
         if self.rng.random() < 0.1:
             fit = []
         different = list({one.pin_id: one for one in unfit}.values())
-        shown = [*fit, *different[: self.rng.randint(2, MOST_SHOWN) - len(fit)]]
+        shown = [*fit, *different[: max(1, self.rng.randint(2, MOST_SHOWN) - len(fit))]]
         self.rng.shuffle(shown)
         said = [f"[{number}] {named(one)}" for number, one in enumerate(shown, 1) if any(one is good for good in fit)]
         with_titles = self.rng.random() < 0.5

@@ -70,8 +70,8 @@ class Stage:
 
 
 STAGES = (
-    Stage("captions", 110_000, {TITLE: 0.68, WORD: 0.1, DESCRIPTION: 0.07, TAGS: 0.15}, 5e-4, 1e-3),
-    Stage("questions", 170_000, {TITLE: 0.1, TAG: 0.1, SAME_BOARD: 0.21, FITS: 0.31, ANSWER: 0.22, TOOL: 0.06}, 3e-4, 1e-3),
+    Stage("captions", 95_000, {TITLE: 0.68, WORD: 0.1, DESCRIPTION: 0.07, TAGS: 0.15}, 5e-4, 1e-3),
+    Stage("questions", 150_000, {TITLE: 0.1, TAG: 0.1, SAME_BOARD: 0.18, FITS: 0.3, ANSWER: 0.27, TOOL: 0.05}, 3e-4, 1e-3),
 )
 
 
@@ -182,11 +182,8 @@ def _parameters(seeing: Seeing, stage: Stage) -> list[dict[str, Any]]:
     for _, value in lora:
         value.requires_grad_(stage.lora_rate > 0)
     seeing.projector.requires_grad_(stage.projector_rate > 0)
-    groups = [
-        {"params": list(seeing.projector.parameters()), "lr": stage.projector_rate, "most": stage.projector_rate},
-        {"params": [value for _, value in lora], "lr": stage.lora_rate, "most": stage.lora_rate},
-    ]
-    return [group for group in groups if group["lr"] > 0]
+    rated = [(list(seeing.projector.parameters()), stage.projector_rate), ([value for _, value in lora], stage.lora_rate)]
+    return [{"params": params, "lr": rate, "most": rate} for params, rate in rated if rate > 0]
 
 
 def _train_stage(
