@@ -13,11 +13,11 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from typing import Protocol, cast, get_args
+from typing import cast, get_args
 
 from assistant import events
 from assistant.citations import CitationFilter
@@ -88,10 +88,8 @@ class TurnRecord:
     done: events.Done
 
 
-class Watcher(Protocol):
-    """Who is told of turns that have ended. Returns at once, and raises nothing."""
-
-    def __call__(self, record: TurnRecord) -> None: ...
+Watcher = Callable[[TurnRecord], None]
+"""Who is told of turns that have ended well. Returns at once, and raises nothing."""
 
 
 class Navigator:
@@ -119,7 +117,7 @@ class Navigator:
         self._router = router or Router.shipped()
         self.limits = tools.limits
 
-    def chat(self, request: Request, mode: Mode | str = "auto", turn_id: str | None = None) -> Iterator[events.Event]:
+    def chat(self, request: Request, mode: Mode | str = "auto", turn_id: str | None = None) -> Generator[events.Event]:
         """The events of one turn, as they happen; the last one is `done` or `error`. What a user can be told of raises nothing.
 
         mode: `quick`, `thinking`, or `auto` for what the router says. turn_id: Drawn at random where none is given.

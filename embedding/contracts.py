@@ -679,7 +679,7 @@ SHADOW_TURNS = TableContract(
         "candidates": "Pins that were found, and given to both.",
         "tool": "The retrieval tool that was asked.",
         "same_tool": "Whether the shadow would have asked the same one; null where a picture or a pin chose it.",
-        "cited_jaccard": "Pins that both answers name, by pins that either names; 1 where neither names any; null without answer.",
+        "cited_jaccard": "Pins that both answers name, by pins that either names; 1 if neither names any; null for no answer.",
         "answers_cosine": "Cosine of the two answers as the release's encoder reads them; null where one is empty.",
         **{f"served_{name}": said.format("Served") for name, said in _BRAINS_FIGURES.items()},
         **{f"shadow_{name}": said.format("Shadow") for name, said in _BRAINS_FIGURES.items()},
