@@ -38,12 +38,13 @@ class Person(HttpUser):
     def _found(self, path: str, name: str, parameters: dict[str, Any]) -> None:
         with self.client.get(path, params=parameters, name=name, catch_response=True) as response:
             if response.status_code != 200:
-                return response.failure(f"{response.status_code}: {response.text[:200]}")
+                response.failure(f"{response.status_code}: {response.text[:200]}")
+                return
             said = response.json()
             if not said["pins"] or len({pin["pin_id"] for pin in said["pins"]}) != len(said["pins"]):
-                return response.failure("no pins, or one twice")
+                response.failure("no pins, or one twice")
+                return
             self.pins = said["pins"]
-        return None
 
     @task(5)
     def search(self) -> None:
@@ -77,7 +78,8 @@ class Talker(HttpUser):
         begun, first_ms, told, ended = time.perf_counter(), None, set[str](), None
         with self.client.post("/chat", json=request, name="/chat", stream=True, catch_response=True) as response:
             if response.status_code != 200:
-                return response.failure(f"{response.status_code}: {response.text[:200]}")
+                response.failure(f"{response.status_code}: {response.text[:200]}")
+                return
             name = ""
             for line in response.iter_lines(decode_unicode=True):
                 if line.startswith("event: "):
@@ -90,7 +92,8 @@ class Talker(HttpUser):
                         first_ms = (time.perf_counter() - begun) * 1_000
                     ended = (name, data)
             if ended is None or ended[0] != "done" or not set(ended[1]["cited"]) <= told:
-                return response.failure(f"ended with {ended}")
+                response.failure(f"ended with {ended}")
+                return
             # Beside what locust takes, which ends with the answer's head: to the first words, and to the end.
             response.request_meta["response_time"] = (time.perf_counter() - begun) * 1_000
             response.success()
@@ -103,4 +106,3 @@ class Talker(HttpUser):
             exception=None,
             context={},
         )
-        return None

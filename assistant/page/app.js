@@ -76,7 +76,7 @@ function onEvent(turn, name, data) {
   if (name === "tool" && data.tool !== "talk") waitFor(turn);
   if (name === "candidates") {
     turn.source = sourceOf(turn);
-    showTurn(turn);
+    if (!turn.silent) showTurn(turn);
   }
   if (name === "done" && state.current === turn) grid.cite(turn.cited);
   if (name !== "thinking") scrollDown();
@@ -87,7 +87,7 @@ function requestOf(question) {
   for (const turn of state.turns.filter((turn) => turn.finished)) {
     messages.push({ role: "user", text: turn.question.text }, { role: "assistant", text: turn.text.slice(0, 4000) });
   }
-  const last = state.turns.findLast((turn) => turn.finished && turn.pins.length);
+  const last = state.turns.findLast((turn) => turn.finished && turn.pins.length && turn.tool?.tool !== "talk");
   const { tag, board } = state.among;
   return {
     messages: [...messages.slice(1 - MESSAGES), { role: "user", text: question.text }],

@@ -8,7 +8,7 @@ const TOOLS = {
   search_picture: () => "Searched by your picture",
   search_pin: () => "Looked for more like it",
   search_interests: () => "Looked through your interests",
-  talk: () => "Answered about what was found before",
+  talk: () => "No search was needed",
 };
 const SENTENCE = /[^.!?]*[.!?]+\s+/g;
 
@@ -65,32 +65,29 @@ export class Turn {
     this.pins = pins;
     this.release = release;
     this.byNumber = new Map(pins.map((pin) => [pin.number, pin]));
-    this.showing = el(
-      "button",
-      { type: "button", class: "link", on: { click: () => this.on.show(this) } },
-      pins.length ? count(pins.length, "pin") : "nothing found",
-    );
+    if (this.silent) return;
+    const found = pins.length ? count(pins.length, "pin") : "nothing found";
+    this.showing = el("button", { type: "button", class: "link", on: { click: () => this.on.show(this) } }, found);
     this.did.append(this.showing);
-    say(pins.length ? `${count(pins.length, "pin")} found` : "Nothing found");
+    say(found);
+  }
+
+  /** Whether nothing was looked for and nothing is shown: the grid stays as it is. */
+  get silent() {
+    return this.tool?.tool === "talk" && !this.pins.length;
   }
 
   onThinking({ text }) {
     this.thinking.hidden = false;
     this.thinking.open = true;
-    this.thought.append(text);
+    this.#write(this.thought, text);
+    this.thought.scrollTop = this.thought.scrollHeight;
   }
 
   onAnswer({ text }) {
     this.thinking.open = false;
     this.text += text;
-    let from = 0;
-    for (const match of text.matchAll(CITATION)) {
-      const pin = this.byNumber.get(Number(match[1]));
-      if (!pin) continue;
-      this.answer.append(text.slice(from, match.index), this.#citation(pin));
-      from = match.index + match[0].length;
-    }
-    this.answer.append(text.slice(from));
+    this.#write(this.answer, text);
     this.#sayWhole();
   }
 
@@ -150,6 +147,18 @@ export class Turn {
   current(is) {
     this.node.classList.toggle("current", is);
     this.showing?.setAttribute("aria-pressed", String(is));
+  }
+
+  /** Text, in which citations become buttons. */
+  #write(node, text) {
+    let from = 0;
+    for (const match of text.matchAll(CITATION)) {
+      const pin = this.byNumber.get(Number(match[1]));
+      if (!pin) continue;
+      node.append(text.slice(from, match.index), this.#citation(pin));
+      from = match.index + match[0].length;
+    }
+    node.append(text.slice(from));
   }
 
   #tell(what, reason) {

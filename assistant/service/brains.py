@@ -22,7 +22,9 @@ def make_brain(name: str) -> MakeBrain:
 
 
 def _core(_: Lake, release: Release) -> Brain:
-    from assistant.brains.small import load_small  # here: the weights take seconds, and the other brain needs none
+    # Here: what reads the weights takes seconds to import, and the other brain needs none of it.
+    from assistant.brains.small import load_small
+    from assistant.brains.smollm2 import LanguageModelError
 
     try:
         return load_small(release.manifest.embedding_version)

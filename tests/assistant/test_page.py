@@ -66,9 +66,9 @@ def browser() -> Iterator[Browser]:
 
 
 @pytest.fixture(scope="module")
-def address(lake_with_interests: Lake, brain: MakeBrain) -> Iterator[str]:
+def address(lake_with_interests: Lake, small_brain: MakeBrain) -> Iterator[str]:
     settings = Settings(lake_with_interests.home, people=True, requests=MANY, chats=MANY)
-    with running(settings, brain) as client:
+    with running(settings, small_brain) as client:
         yield str(client.base_url)
 
 
@@ -236,9 +236,11 @@ def test_a_picture_is_shown_and_searched_by(open_page: Open, tmp_path: Path) -> 
     expect(page.locator(".with-warning")).to_contain_text("not a picture")
 
 
-def test_titles_are_text_and_a_token_is_asked_for_once(browser: Browser, lake_with_interests: Lake, brain: MakeBrain) -> None:
+def test_titles_are_text_and_a_token_is_asked_for_once(
+    browser: Browser, lake_with_interests: Lake, small_brain: MakeBrain
+) -> None:
     settings = Settings(lake_with_interests.home, token=TOKEN, requests=MANY, chats=MANY)
-    with running(settings, brain) as client:
+    with running(settings, small_brain) as client:
         context = browser.new_context()
         page = context.new_page()
         page.goto(str(client.base_url))
@@ -260,11 +262,11 @@ def test_titles_are_text_and_a_token_is_asked_for_once(browser: Browser, lake_wi
 
 
 def test_a_service_that_is_gone_is_told_and_the_question_kept(
-    browser: Browser, lake_with_interests: Lake, brain: MakeBrain
+    browser: Browser, lake_with_interests: Lake, small_brain: MakeBrain
 ) -> None:
     context = browser.new_context()
     page = context.new_page()
-    with running(Settings(lake_with_interests.home, requests=MANY, chats=Rate(1, 1)), brain) as client:
+    with running(Settings(lake_with_interests.home, requests=MANY, chats=Rate(1, 1)), small_brain) as client:
         page.goto(str(client.base_url))
         for turns in (1, 2):  # the second one comes too soon: told, and asked again by itself
             page.locator("#words").fill("a flag")

@@ -1,4 +1,7 @@
-"""The service as its clients see it: a real server over the demo's small lake, with a real brain."""
+"""The service as its clients see it: a real server over the demo's small lake, with the core brain on a toy language model.
+
+What that says is random, and so is which tool it asks for; so turns here point at a pin, or bring a picture.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -27,16 +31,25 @@ from tests.small_release import point_at
 
 TOKEN = "a token of some length"
 MANY = Rate(1_000, 10_000)
+LONG = Limits(answer_tokens=4_000)
+"""Of the toy model: some seconds of an answer."""
 
 
 def settings(lake: Lake, **changes: Any) -> Settings:
-    return Settings(**{"home": lake.home, "requests": MANY, "chats": MANY, "limits": Limits(answer_tokens=24)} | changes)
+    usual = Settings(lake.home, requests=MANY, chats=MANY, limits=Limits(answer_tokens=24))
+    return replace(usual, **changes)
 
 
 @pytest.fixture(scope="module")
-def client(lake_with_interests: Lake, brain: MakeBrain) -> Iterator[httpx.Client]:
-    with running(settings(lake_with_interests), brain) as client:
+def client(lake_with_interests: Lake, toy_brain: MakeBrain) -> Iterator[httpx.Client]:
+    with running(settings(lake_with_interests), toy_brain) as client:
         yield client
+
+
+def about_a_pin(client: httpx.Client, **more: Any) -> dict[str, Any]:
+    """A turn's request for more like some pin."""
+    pin = client.get("/search", params={"text": "a flag"}).json()["pins"][0]
+    return asking("more like this", pin_id=pin["pin_id"], **more)
 
 
 def png(width: int, height: int, seed: int = 0) -> bytes:
@@ -53,9 +66,9 @@ def pins_of(events: list[Event]) -> list[dict[str, Any]]:
 
 
 def test_a_turn_is_told_in_order_and_cites_what_was_found(client: httpx.Client) -> None:
-    events = whole_turn(client, asking("a picture of an animal", mode="thinking"))
+    events = whole_turn(client, about_a_pin(client, mode="thinking"))
     order = [name for name, _ in groupby(name for name, _ in events)]
-    assert order[:3] == ["mode", "tool", "candidates"] and order[-2:] == ["answer", "done"]
+    assert order == ["mode", "tool", "candidates", "thinking", "answer", "done"]
     pins, done = pins_of(events), events[-1][1]
     assert [pin["number"] for pin in pins] == list(range(1, len(pins) + 1))
     assert all(isinstance(pin["pin_id"], str) for pin in pins), "JavaScript would round these numbers"
@@ -63,10 +76,9 @@ def test_a_turn_is_told_in_order_and_cites_what_was_found(client: httpx.Client) 
     assert done["usage"]["answer"] and done["first_token_ms"] <= done["total_ms"]
     assert metric(client, "pinlake_first_token_seconds_count") >= 1
     assert metric(client, "pinlake_tokens_total") >= done["usage"]["answer"]
-    # "[1]" of a conversation that goes on is still the first pin of the answer before.
-    shown = [pin["pin_id"] for pin in pins]
+    # A conversation goes on: the client sends what was said and what was shown.
     said = "".join(data["text"] for name, data in events if name == "answer")
-    again = asking("a picture of an animal") | {"shown": shown}
+    again = asking("more like this") | {"shown": [pin["pin_id"] for pin in pins]}
     again["messages"] += [{"role": "assistant", "text": said}, {"role": "user", "text": "thank you"}]
     assert whole_turn(client, again)[-1][0] == "done"
 
@@ -93,10 +105,10 @@ def test_pins_are_found_by_words_pin_picture_and_interests(client: httpx.Client,
 
 
 def test_a_user_sees_interests_and_gets_pins_for_them(
-    client: httpx.Client, lake_with_interests: Lake, brain: MakeBrain
+    client: httpx.Client, lake_with_interests: Lake, toy_brain: MakeBrain
 ) -> None:
     assert client.get("/people").status_code == 404, "nobody is listed unless the service is told to"
-    with running(settings(lake_with_interests, people=True), brain) as listing:
+    with running(settings(lake_with_interests, people=True), toy_brain) as listing:
         people = listing.get("/people").json()
     user = people[0]["user_id"]
     interests = client.get("/interests", params={"user_id": user}).json()
@@ -107,10 +119,10 @@ def test_a_user_sees_interests_and_gets_pins_for_them(
     assert client.get("/recommendations", params={"user_id": -7}).json()["error"].startswith("nothing is known of user -7")
 
 
-def test_who_has_no_token_is_refused_and_learns_nothing(lake_with_interests: Lake, brain: MakeBrain) -> None:
-    with running(settings(lake_with_interests, token=TOKEN), brain) as client:
+def test_who_has_no_token_is_refused_and_learns_nothing(lake_with_interests: Lake, toy_brain: MakeBrain) -> None:
+    with running(settings(lake_with_interests, token=TOKEN), toy_brain) as client:
         pin = client.get("/search", params={"text": "a flag"}).json()["pins"][0]
-        assert pins_of(whole_turn(client, asking("a flag")))
+        assert all("key=" in pin["picture"] for pin in pins_of(whole_turn(client, about_a_pin(client))))
         nobody = httpx.Client(base_url=client.base_url)
         for path in ("/search?text=a", f"/pins/{pin['pin_id']}", "/people", "/metrics", "/openapi.json", "/nothing"):
             refused = nobody.get(path)
@@ -178,9 +190,9 @@ def test_an_uploaded_picture_leaves_no_file(client: httpx.Client, monkeypatch: p
         pass
 
 
-def test_who_asks_too_often_is_told_when_to_come_back(lake_with_interests: Lake, brain: MakeBrain) -> None:
+def test_who_asks_too_often_is_told_when_to_come_back(lake_with_interests: Lake, toy_brain: MakeBrain) -> None:
     few = settings(lake_with_interests, requests=Rate(0.01, 40), chats=Rate(0.01, 2))
-    with running(few, brain) as client:
+    with running(few, toy_brain) as client:
         for _ in range(2):
             whole_turn(client, asking("a flag"))
         refused = client.post("/chat", json=asking("a flag"))
@@ -190,12 +202,13 @@ def test_who_asks_too_often_is_told_when_to_come_back(lake_with_interests: Lake,
 
 
 def test_turns_beyond_the_places_are_sent_away_and_one_that_is_left_is_ended(
-    lake_with_interests: Lake, brain: MakeBrain
+    lake_with_interests: Lake, toy_brain: MakeBrain
 ) -> None:
-    one = settings(lake_with_interests, turns=1, waiting=0, limits=Limits())
-    with running(one, brain) as client:
-        with turn(client, asking("compare these flags for a poster, and say why", mode="thinking")) as events:
-            next(events)
+    one = settings(lake_with_interests, turns=1, waiting=0, limits=LONG)
+    with running(one, toy_brain) as client:
+        with turn(client, about_a_pin(client)) as events:
+            for _ in range(4):
+                next(events)
             busy = client.post("/chat", json=asking("a flag"))
             assert busy.status_code == 503 and int(busy.headers["retry-after"]) >= 1
             assert client.get("/search", params={"text": "a flag"}).status_code == 200, "searches go on"
@@ -205,28 +218,29 @@ def test_turns_beyond_the_places_are_sent_away_and_one_that_is_left_is_ended(
         assert whole_turn(client, asking("a flag"))[-1][0] == "done"
 
 
-def test_a_turn_past_its_time_is_ended_and_told(lake_with_interests: Lake, brain: MakeBrain) -> None:
-    with running(settings(lake_with_interests, turn_s=0.01), brain) as client:
+def test_a_turn_past_its_time_is_ended_and_told(lake_with_interests: Lake, toy_brain: MakeBrain) -> None:
+    with running(settings(lake_with_interests, turn_s=0.01), toy_brain) as client:
         name, data = whole_turn(client, asking("a flag"))[-1]
         assert name == "error" and data["retryable"]
 
 
 def test_another_release_takes_over_in_the_middle_of_an_answer(
-    lake_with_interests: Lake, brain: MakeBrain, tmp_path: Path
+    lake_with_interests: Lake, toy_brain: MakeBrain, tmp_path: Path
 ) -> None:
     lake = Lake(str(tmp_path / "lake"))
     shutil.copytree(lake_with_interests.home, lake.home)
     pointer = read_pointer(lake)
     assert pointer is not None
     copy_release(lake, pointer.release_id, "second")
-    with running(settings(lake, limits=Limits()), brain) as client:
-        with turn(client, asking("an animal, and why that one", mode="thinking")) as events:
-            begun = [next(events) for _ in range(4)]
+    with running(settings(lake, limits=LONG), toy_brain) as client:
+        request = about_a_pin(client, mode="thinking")
+        with turn(client, request) as events:
+            begun = [next(events) for _ in range(5)]
             assert begun[2][1]["release_id"] == pointer.release_id
             point_at(lake, LivePointer("second", embedding_version=pointer.embedding_version))
             until(lambda: client.get("/health").json()["release_id"] == "second")
             rest = list(events)
         assert rest[-1][0] == "done" and set(rest[-1][1]["cited"]) <= {pin["pin_id"] for pin in begun[2][1]["pins"]}
-        after = whole_turn(client, asking("an animal"))
+        after = whole_turn(client, request)
         assert next(data for name, data in after if name == "candidates")["release_id"] == "second"
         assert metric(client, "pinlake_release_swaps_total") == 1
