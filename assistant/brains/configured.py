@@ -3,7 +3,7 @@
 | variable | meaning |
 |---|---|
 | PINLAKE_LANGUAGE_MODEL | folder of a Qwen3-VL as published (Instruct); unset: the small model |
-| PINLAKE_PROJECTOR | folder of the projector that was trained for it and for the live encoder |
+| PINLAKE_PROJECTOR | folder of the projector trained for it and for the live encoder; unset: the packaged one, for the small model |
 | PINLAKE_THINKING_MODEL, PINLAKE_THINKING_PROJECTOR | the Thinking edition, which answers in thinking mode; unset: none |
 | PINLAKE_ASSISTANT_DEVICE | where Qwen3-VL runs, `cuda:0` say; default `cpu` |
 """
@@ -17,7 +17,7 @@ from pathlib import Path
 from assistant.brains.core import CoreBrain
 from assistant.brains.instructed import load_qwen3_vl
 from assistant.brains.qwen3_vl import WeightsError
-from assistant.brains.small import load_small
+from assistant.brains.small import WEIGHTS_FOLDER, load_small
 from assistant.brains.smollm2 import LanguageModelError
 from assistant.projector import ProjectorError
 from assistant.turns import Answering, Brain, BrainError, Request, ToolCall, ToolName, Turn
@@ -52,7 +52,7 @@ def core_brain(embedding_version: str, environ: Mapping[str, str] | None = None)
     environ = os.environ if environ is None else environ
     try:
         if not environ.get(MODEL):
-            return load_small(embedding_version)
+            return load_small(embedding_version, Path(environ.get(PROJECTOR) or WEIGHTS_FOLDER))
         quick = _qwen3_vl(environ, MODEL, PROJECTOR, embedding_version)
         if not environ.get(THINKING_MODEL):
             return quick

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from assistant.projector import ProjectorError
 from assistant.service.serving import MakeBrain
 from assistant.service.settings import ServiceError
 from assistant.turns import Brain, BrainError
@@ -22,14 +21,9 @@ def make_brain(name: str) -> MakeBrain:
 
 
 def _core(_: Lake, release: Release) -> Brain:
-    # Here: what reads the weights takes seconds to import, and the other brain needs none of it.
-    from assistant.brains.small import load_small
-    from assistant.brains.smollm2 import LanguageModelError
+    from assistant.brains.configured import core_brain  # here: seconds of imports that the other brain has no use for
 
-    try:
-        return load_small(release.manifest.embedding_version)
-    except (ProjectorError, LanguageModelError) as error:
-        raise BrainError(str(error)) from None
+    return core_brain(release.manifest.embedding_version)
 
 
 def _context(*_: object) -> Brain:
