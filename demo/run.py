@@ -136,6 +136,7 @@ def close(lake: Lake, lines: list[list[object]], home: Path) -> None:
     print(f"\nsearch    .venv/bin/pinlake {option}search --text 'red bicycle'      (or --pin {pin}, or --image FILE)")
     print(f"recommend .venv/bin/pinlake {option}recommend --user {user}      (or interests --user, or related --pin)")
     print(f"status    .venv/bin/pinlake {option}status")
+    print("assistant make assistant, a conversation over these pins")
     print("airflow   make up, to look at the runs; make down ends it")
     print(f"report    {report.as_uri()}")
 

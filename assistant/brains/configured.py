@@ -3,7 +3,7 @@
 | variable | meaning |
 |---|---|
 | PINLAKE_LANGUAGE_MODEL | folder of a Qwen3-VL as published (Instruct); unset: the small model |
-| PINLAKE_PROJECTOR | folder of the projector trained for it and for the live encoder; unset: the packaged one, for the small model |
+| PINLAKE_PROJECTOR | folder of the projector for it and for the live encoder; unset: the packaged one, for the small model |
 | PINLAKE_THINKING_MODEL, PINLAKE_THINKING_PROJECTOR | the Thinking edition, which answers in thinking mode; unset: none |
 | PINLAKE_ASSISTANT_DEVICE | where Qwen3-VL runs, `cuda:0` say; default `cpu` |
 """
