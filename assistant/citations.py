@@ -3,7 +3,7 @@
 A brain's words pass through here piece by piece. `[3]` of a candidate stays; whatever else reads like a citation, `[99]`,
 `[ 3 , 41 ]`, `pin 12345`, a pin id as a bare number, becomes the candidates' numbers that are in it, or goes. What a piece ends
 in, and may become a citation with the next one, is held back until that is known, so that the result is the same however the
-text was cut, unless that is a list of numbers of hundreds of characters.
+text was cut, unless that is a list of numbers of hundreds of characters (docs/decisions/0017-one-turn.md).
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ Of the candidates p of the words t those come first with the greatest
     cos(t, p) + STEERING * max over interests i of sqrt(importance_i / greatest importance) * max(0, cos(i, p))
 
 As in PinnerSage (arXiv 2007.03634) a user is several vectors, and the nearest one counts, not their mean. How much it brings
-and what it costs in likeness to the words: `python -m benchmarks.steering`.
+and what it costs in likeness to the words: `python -m benchmarks.steering` (docs/decisions/0017-one-turn.md).
 """
 
 from __future__ import annotations
