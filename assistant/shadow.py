@@ -13,12 +13,13 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 import queue
 import threading
 import time
 import uuid
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from types import TracebackType
@@ -35,6 +36,8 @@ from embedding.contracts import SHADOW_TURNS
 from embedding.tables.lake import DayChangedError, Lake, append_once, counter
 from embedding.tables.staging import Stager
 
+SHARE_VARIABLE = "PINLAKE_SHADOW_SHARE"
+SERVED_PRICES_VARIABLE, SHADOW_PRICES_VARIABLE = "PINLAKE_SERVED_PRICES", "PINLAKE_SHADOW_PRICES"
 ERROR_CHARS = 200
 WRITING = (OSError, DeltaError, DayChangedError, pa.ArrowException)
 """What writing the table may raise; the rows wait for the next attempt."""
@@ -85,6 +88,21 @@ class ShadowConfig:
     rows: int = 100
     every_s: float = 60.0
     kept_rows: int = 10_000
+
+    @classmethod
+    def from_environment(cls, environ: Mapping[str, str] | None = None) -> ShadowConfig | None:
+        """PINLAKE_SHADOW_SHARE, PINLAKE_SERVED_PRICES and PINLAKE_SHADOW_PRICES (`Prices.parse`); None for no share.
+
+        Raises ShadowSettingError.
+        """
+        environ = os.environ if environ is None else environ
+        try:
+            share = float(environ.get(SHARE_VARIABLE) or 0)
+        except ValueError:
+            raise ShadowSettingError(f"{SHARE_VARIABLE} is a number between 0 and 1") from None
+        said = (environ.get(name) for name in (SERVED_PRICES_VARIABLE, SHADOW_PRICES_VARIABLE))
+        served, shadow = (Prices.parse(text) if text else None for text in said)
+        return cls(share, served, shadow) if share else None
 
     def __post_init__(self) -> None:
         if not 0 <= self.share <= 1:

@@ -17,28 +17,21 @@ import json
 import os
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from ipaddress import ip_address
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
-from urllib.parse import urlsplit
 
 import openai
 from openai.types.chat import ChatCompletion
 
+from assistant.brains.endpoint_config import KEY_VARIABLE, EndpointConfig, is_sent
+from assistant.brains.endpoint_stream import StreamedAnswer, failed, no_endpoint
 from assistant.data_text import one_line
-from assistant.turns import BrainError, Candidate, Piece, Request, ToolCall, ToolName, Turn, Usage
-from embedding.encoder.limits import ImageLimits
+from assistant.turns import BrainError, Candidate, Request, ToolCall, ToolName, Turn
 from embedding.encoder.public_address import PrivateHosts
 
-URL_VARIABLE, MODEL_VARIABLE, KEY_VARIABLE = "PINLAKE_CONTEXT_URL", "PINLAKE_CONTEXT_MODEL", "PINLAKE_CONTEXT_API_KEY"
-PICTURES_VARIABLE, TIMEOUT_VARIABLE = "PINLAKE_CONTEXT_PICTURES", "PINLAKE_CONTEXT_TIMEOUT_S"
 MESSAGES_SENT = 12
 """Of a conversation, the latest ones."""
-CHARS_A_TOKEN = 16
-"""More than any tokenizer's: an endpoint that says more than its bound of tokens times this is cut off."""
 DECISION_TOKENS = 80
-MAX_URL_CHARS = 2_000
 _REFUSED_FIELDS = (400, 415, 422)
 
 RULES = (
@@ -57,56 +50,6 @@ _TOOL_WORDS: Mapping[ToolName, str] = {
     "talk": "searches nothing; for greetings, thanks, and questions about the pins that were shown before",
 }
 _JSON = re.compile(r"\{[^{}]*\}")
-
-
-class EndpointSettingError(ValueError):
-    """A setting of the endpoint that cannot be; the message says which."""
-
-
-@dataclass(frozen=True)
-class EndpointConfig:
-    """Where the endpoint is and how patiently it is asked.
-
-    pictures: The most pictures that are sent a turn, by URL; 0 for a model that reads text alone.
-    connect_timeout_s, silence_timeout_s, total_timeout_s: Until a connection stands; the longest silence; of one call in all.
-    attempts: Of a call that could not be made, or was answered with 429 or 5xx, before its first word.
-    private_hosts: Beside the public web, whose pictures' addresses may be sent (as `PINLAKE_IMAGE_PRIVATE_HOSTS`).
-    """
-
-    url: str
-    model: str
-    pictures: int = 8
-    connect_timeout_s: float = 5.0
-    silence_timeout_s: float = 30.0
-    total_timeout_s: float = 90.0
-    attempts: int = 3
-    backoff_s: float = 0.5
-    private_hosts: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        parts = urlsplit(self.url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise EndpointSettingError(f"{URL_VARIABLE}: an address like https://host/v1 is needed")
-        if parts.username or parts.password:
-            raise EndpointSettingError(f"{URL_VARIABLE}: no name or password in the address; the key goes into {KEY_VARIABLE}")
-        if not self.model:
-            raise EndpointSettingError(f"{MODEL_VARIABLE}: which model is asked?")
-        if min(self.connect_timeout_s, self.silence_timeout_s, self.total_timeout_s) <= 0 or self.attempts < 1:
-            raise EndpointSettingError(f"{TIMEOUT_VARIABLE}: more than 0 seconds, and at least one attempt")
-
-    @classmethod
-    def from_environment(cls, environ: Mapping[str, str] | None = None) -> EndpointConfig | None:
-        """None where no endpoint is named. Raises EndpointSettingError."""
-        environ = os.environ if environ is None else environ
-        if not (url := environ.get(URL_VARIABLE, "").strip()):
-            return None
-        try:
-            pictures, silence_s = int(environ.get(PICTURES_VARIABLE, "8")), float(environ.get(TIMEOUT_VARIABLE, "30"))
-        except ValueError as error:
-            raise EndpointSettingError(f"{PICTURES_VARIABLE} and {TIMEOUT_VARIABLE} are numbers: {error}") from None
-        private = ImageLimits.from_environment(environ).private_hosts
-        model = environ.get(MODEL_VARIABLE, "").strip()
-        return cls(url, model, pictures, silence_timeout_s=silence_s, total_timeout_s=3 * silence_s, private_hosts=private)
 
 
 class EndpointBrain:
@@ -143,7 +86,7 @@ class EndpointBrain:
         fancy = {"tools": [_function(tool) for tool in tools if tool in _TOOL_WORDS], "tool_choice": "required"}
         said = self._asked({"messages": messages, "max_tokens": DECISION_TOKENS, "temperature": 0}, fancy)
         if not isinstance(said, ChatCompletion) or not said.choices:
-            raise BrainError(f"{self.name} answers, but not as a chat endpoint does: is {URL_VARIABLE} right?")
+            raise no_endpoint(self.name)
         message = said.choices[0].message
         for call in message.tool_calls or ():
             if call.type == "function" and call.function.name in tools:
@@ -153,7 +96,7 @@ class EndpointBrain:
                 return _decision(str(named), found, request, "by its words")
         return ToolCall("search_text", request.text, f"{self.name} named no tool; your words are searched")
 
-    def answer(self, turn: Turn) -> _Answering:
+    def answer(self, turn: Turn) -> StreamedAnswer:
         """Over candidates as numbered JSON, and their pictures by URL."""
         said = as_json([_as_data(pin) for pin in turn.candidates])
         likes = as_json([interest.label for interest in turn.interests])
@@ -169,8 +112,9 @@ class EndpointBrain:
         started = self._clock()
         stream = self._asked({"messages": plain, "max_tokens": most, "stream": True}, fancy)
         if not isinstance(stream, openai.Stream):
-            raise BrainError(f"{self.name} answers, but not as a chat endpoint does: is {URL_VARIABLE} right?")
-        return _Answering(self, stream, turn, started + self._config.total_timeout_s, self._clock)
+            raise no_endpoint(self.name)
+        deadline = started + self._config.total_timeout_s
+        return StreamedAnswer(self.name, self._config, stream, turn, deadline, self._clock)
 
     def _asked(self, fields: Mapping[str, Any], fancy: Mapping[str, Any]) -> Any:
         """What the endpoint says of `fields`, and of `fancy` ones as long as it takes them."""
@@ -184,29 +128,17 @@ class EndpointBrain:
                     self._plain = True
                     return self._asked(fields, fancy)
                 if attempt == self._config.attempts or not (error.status_code == 429 or error.status_code >= 500):
-                    raise self.failed(error) from None
+                    raise failed(self.name, self._config, error) from None
             except openai.APIConnectionError as error:
                 if attempt == self._config.attempts or isinstance(error, openai.APITimeoutError):
-                    raise self.failed(error) from None
+                    raise failed(self.name, self._config, error) from None
             except (openai.OpenAIError, ValueError, TypeError) as error:
-                raise self.failed(error) from None
+                raise failed(self.name, self._config, error) from None
             if self._clock() + wait_s > deadline:
                 break
             self._sleep(wait_s)
             wait_s *= 2
         raise BrainError(f"{self.name} could not be asked within {self._config.total_timeout_s:g} s")
-
-    def failed(self, error: Exception) -> BrainError:
-        """A sentence about an error. What the endpoint itself said is left out: it may repeat the key, or what a user wrote."""
-        if isinstance(error, openai.APITimeoutError):
-            return BrainError(f"{self.name} said nothing for {self._config.silence_timeout_s:g} s")
-        if isinstance(error, openai.APIConnectionError):
-            return BrainError(f"{self.name} cannot be reached, or hung up: is its server running?")
-        if isinstance(error, openai.APIStatusError):
-            why = {401: f": is {KEY_VARIABLE} right?", 403: f": is {KEY_VARIABLE} right?", 404: f": is {MODEL_VARIABLE} right?"}
-            why |= {429: ": it is asked too often"}
-            return BrainError(f"{self.name} refused with status {error.status_code}{why.get(error.status_code, '')}")
-        return BrainError(f"{self.name} broke off, or its answer cannot be read ({type(error).__name__})")
 
     def _pictures(self, candidates: Iterable[Candidate]) -> list[dict[str, Any]]:
         """The first candidates' pictures, each after its number, as parts of a message."""
@@ -220,75 +152,6 @@ class EndpointBrain:
                     {"type": "image_url", "image_url": {"url": pin.image_uri}},
                 ]
         return parts
-
-
-class _Answering:
-    """An answer that streams in."""
-
-    def __init__(
-        self, brain: EndpointBrain, stream: openai.Stream[Any], turn: Turn, deadline: float, clock: Callable[[], float]
-    ):
-        self._brain, self._stream, self._deadline, self._clock = brain, stream, deadline, clock
-        self._thinks, self._chars_left = turn.mode == "thinking", CHARS_A_TOKEN * (turn.thinking_tokens + turn.answer_tokens)
-        self._said = _Said()
-
-    def __iter__(self) -> Iterator[Piece]:
-        try:
-            for chunk in self._stream:
-                if self._clock() > self._deadline:
-                    raise BrainError(f"{self._brain.name} took too long for one answer")
-                self._said.chunks += 1
-                self._said.usage = _usage(chunk) or self._said.usage
-                for piece in _pieces(chunk):
-                    self._chars_left -= len(piece.text)
-                    if piece.kind == "thinking":
-                        self._said.thinking += 1
-                    else:
-                        self._said.answer += 1
-                    if piece.kind == "answer" or self._thinks:
-                        yield piece
-                if self._chars_left < 0:
-                    return
-        except (openai.OpenAIError, ValueError, TypeError, AttributeError) as error:
-            raise self._brain.failed(error) from None
-        finally:
-            self.close()
-        if not self._said.chunks:
-            raise BrainError(f"{self._brain.name} answers, but not as a chat endpoint does: is {URL_VARIABLE} right?")
-
-    def close(self) -> None:
-        """Hangs up, which ends the work of most servers."""
-        self._stream.close()
-
-    @property
-    def usage(self) -> Usage:
-        """As the endpoint counts; pieces for tokens where it does not."""
-        return self._said.usage or Usage(thinking=self._said.thinking, answer=self._said.answer)
-
-
-@dataclass
-class _Said:
-    chunks: int = 0
-    thinking: int = 0
-    answer: int = 0
-    usage: Usage | None = field(default=None)
-
-
-def _pieces(chunk: Any) -> Iterator[Piece]:
-    for choice in chunk.choices[:1]:
-        thought = getattr(choice.delta, "reasoning_content", None) or getattr(choice.delta, "reasoning", None)
-        if isinstance(thought, str) and thought:
-            yield Piece("thinking", thought)
-        if choice.delta.content:
-            yield Piece("answer", choice.delta.content)
-
-
-def _usage(chunk: Any) -> Usage | None:
-    if (said := getattr(chunk, "usage", None)) is None:
-        return None
-    cached = getattr(said.prompt_tokens_details, "cached_tokens", None) or 0
-    thought = getattr(said.completion_tokens_details, "reasoning_tokens", None) or 0
-    return Usage(said.prompt_tokens, cached, thought, max(0, said.completion_tokens - thought))
 
 
 def _conversation(request: Request) -> list[dict[str, Any]]:
@@ -332,24 +195,3 @@ def _object(text: str) -> dict[str, Any]:
     except ValueError:
         return {}
     return said if isinstance(said, dict) else {}
-
-
-def is_sent(uri: str, private: PrivateHosts) -> bool:
-    """Whether a picture's address is given to the endpoint: http or https, of the public web or a host that was named.
-
-    Whoever writes a pin writes its address, and the endpoint would fetch it from where it stands.
-    """
-    try:
-        parts = urlsplit(uri)
-        host, _ = parts.hostname, parts.port
-    except ValueError:
-        return False
-    if len(uri) > MAX_URL_CHARS or parts.scheme not in ("http", "https") or not host or parts.username or parts.password:
-        return False
-    try:
-        ip_address(host)
-    except ValueError:  # a name
-        name = host.lower().removesuffix(".")
-        inside = "." not in name or name.endswith((".localhost", ".local", ".internal", ".home.arpa")) or name[-1].isdigit()
-        return private.has_name(host) or not inside
-    return private.may_connect(host)

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from assistant.brains import smollm2
-from assistant.brains.endpoint import EndpointConfig
+from assistant.brains.endpoint_config import EndpointConfig
 from tests.assistant.toy_models import toy_qwen3_vl, toy_tokenizer
 
 PATIENCE_S = 120.0

@@ -17,9 +17,10 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
-from assistant.brains.endpoint import EndpointBrain, EndpointConfig, EndpointSettingError, as_json, is_sent
+from assistant.brains.endpoint import EndpointBrain, as_json
+from assistant.brains.endpoint_config import EndpointConfig, EndpointSettingError, is_sent
 from assistant.navigator import Navigator, TurnRecord
-from assistant.shadow import Prices, Shadow, ShadowConfig, is_chosen, jaccard
+from assistant.shadow import Prices, Shadow, ShadowConfig, ShadowSettingError, is_chosen, jaccard
 from assistant.tools import Tools
 from assistant.turns import BrainError, Candidate, Limits, Message, Request, ToolCall, Turn, Usage
 from embedding.contracts import SHADOW_TURNS
@@ -178,6 +179,12 @@ def test_thoughts_function_calls_and_counts_as_servers_stream_them() -> None:
             answering = brain.answer(turn_over(None, mode=mode))
             assert [piece.kind for piece in answering] == kinds
             assert answering.usage == Usage(prompt=40, cached=30, thinking=5, answer=4)
+    raw = ("<th", "ink>Hm", " 1 < 2</", "think>", "\n\nTake", " [1].")
+    lines = [chunk | {"choices": [{"index": 0, "delta": {"content": text}, "finish_reason": None}]} for text in raw]
+    with web("".join(f"data: {json.dumps(line)}\n\n" for line in lines).encode(), "text/event-stream") as (url, _):
+        pieces = list(EndpointBrain(EndpointConfig(url, "m")).answer(turn_over(None, mode="thinking")))
+        assert "".join(piece.text for piece in pieces if piece.kind == "thinking") == "Hm 1 < 2"
+        assert "".join(piece.text for piece in pieces if piece.kind == "answer").strip() == "Take [1]."
     call = {"id": "1", "type": "function", "function": {"name": "search_text", "arguments": '{"query": "red  bike"}'}}
     for message, expected in (
         ({"content": None, "tool_calls": [call]}, ToolCall("search_text", "red bike", "by a function call")),
@@ -291,5 +298,11 @@ def test_the_share_is_a_hash_of_the_turn() -> None:
     assert chosen <= {one for one in ids if is_chosen(one, 0.2)}
     assert not any(is_chosen(one, 0.0) for one in ids)
     assert all(is_chosen(one, 1.0) for one in ids)
+    assert ShadowConfig.from_environment({}) is None
+    environ = {"PINLAKE_SHADOW_SHARE": "0.1", "PINLAKE_SHADOW_PRICES": "3,0.3,15"}
+    assert ShadowConfig.from_environment(environ) == ShadowConfig(0.1, None, Prices(3, 0.3, 15))
+    for wrong in ({"PINLAKE_SHADOW_SHARE": "2"}, {"PINLAKE_SHADOW_SHARE": "x"}, environ | {"PINLAKE_SERVED_PRICES": "1,2"}):
+        with pytest.raises(ShadowSettingError):
+            ShadowConfig.from_environment(wrong)
     assert jaccard([], []) == 1
     assert jaccard([1, 2], [2, 3]) == pytest.approx(1 / 3)
