@@ -8,16 +8,20 @@ PYTEST_WORKERS ?= --numprocesses 2 --dist loadfile --no-loadscope-reorder
 export PINLAKE_HOME
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo up down test lint unit docs train trainassistant lock clean
+.PHONY: help env browser demo assistant up down test lint unit docs train trainassistant lock clean
 
 help: ## this list
-	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | awk -F '\t' '{printf "make %-8s %s\n", $$1, $$2}'
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | awk -F '\t' '{printf "make %-14s %s\n", $$1, $$2}'
 
 env: ## the environment in .venv, from requirements.lock
 	@tools/setup_env.sh
 
 demo: env ## three real nights on real pictures through Airflow and Spark, then a report
 	@$(PY) -m demo.run --home "$(PINLAKE_HOME)" --cache "$(CACHE)"
+
+assistant: env ## the assistant's page and service, on the demo's store
+	@[ -e "$(PINLAKE_HOME)/releases/pins/LIVE" ] || { echo "there is no release in $(PINLAKE_HOME) yet: run \`make demo\` first" >&2; exit 1; }
+	@$(PY) -m assistant --home "$(PINLAKE_HOME)" --people
 
 up: env ## Airflow with its web page, for a person to use
 	@$(PY) -m demo.airflow --home "$(PINLAKE_HOME)" up
@@ -33,7 +37,10 @@ lint: env
 	@.venv/bin/mypy
 	@.venv/bin/lint-imports
 
-unit: env
+browser:
+	@tools/setup_env.sh --browser
+
+unit: env browser
 	@$(PY) -m demo.openclipart --cache "$(CACHE)"
 	@PINLAKE_DEMO_CACHE="$(CACHE)" OMP_WAIT_POLICY=PASSIVE $(PY) -m pytest $(PYTEST_WORKERS) $(PYTEST_ARGS)
 

@@ -29,7 +29,7 @@ PICTURES = 60
 
 T = TypeVar("T")
 
-_LAKE = re.compile(r"\b(lake_of_three_nights|released_lake)\b")
+_LAKE = re.compile(r"\b(lake_of_three_nights|released_lake|lake_with_interests)\b")
 
 
 @cache
@@ -168,6 +168,21 @@ def released_lake(lake_of_three_nights: Lake, tmp_path_factory: pytest.TempPathF
         return lake
 
     return made_once(tmp_path_factory, "released", make)
+
+
+@pytest.fixture(scope="session")
+def lake_with_interests(released_lake: Lake, tmp_path_factory: pytest.TempPathFactory) -> Lake:
+    """That lake with a live graph and everybody's interests besides. For tests that only read, or copy it."""
+    from jobs import build_graph, build_interests, check_taste, relate_pins
+
+    def make(folder: Path) -> Lake:
+        lake = Lake(str(folder))
+        shutil.copytree(released_lake.home, lake.home)
+        for program in (build_graph, relate_pins, build_interests, check_taste):
+            program.main(["--home", lake.home, "--run-id", "taste"])
+        return lake
+
+    return made_once(tmp_path_factory, "interests", make)
 
 
 @pytest.fixture(scope="session")

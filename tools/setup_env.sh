@@ -2,7 +2,8 @@
 # Makes .venv from requirements.lock. Runs again only when the lock or pyproject.toml has changed.
 #
 # What it needs of the machine: Python 3.11 to 3.13 with venv, and Java 17 or later for Spark. As root on Debian or Ubuntu
-# it installs what is missing; otherwise it says what to install, and stops.
+# it installs what is missing; otherwise it says what to install, and stops. With --browser it sees to Chromium besides, for the
+# tests of the assistant's page: where there is none and none can be installed, it says so, and those tests are skipped.
 set -eu
 cd "$(dirname "$0")/.."
 
@@ -57,6 +58,11 @@ major=$(java_major || true)
 if [ "${major:-0}" -lt 17 ]; then
     [ -z "${JAVA_HOME:-}" ] || { say "JAVA_HOME=$JAVA_HOME is no Java 17 or later, which Spark needs. Unset or correct it."; exit 1; }
     install_first "Java 17 or later, for Spark" openjdk-17-jre-headless openjdk-21-jre-headless
+fi
+
+if [ "${1:-}" = --browser ] && ! command -v chromium >/dev/null 2>&1 && ! command -v chromium-browser >/dev/null 2>&1; then
+    # In a shell of its own, which alone ends where nothing can be installed.
+    (install_first "Chromium, for the tests of the assistant's page," chromium chromium-browser) || say "those tests will be skipped"
 fi
 
 stamp=.venv/.made-from

@@ -182,11 +182,8 @@ def _parameters(seeing: Seeing, stage: Stage) -> list[dict[str, Any]]:
     for _, value in lora:
         value.requires_grad_(stage.lora_rate > 0)
     seeing.projector.requires_grad_(stage.projector_rate > 0)
-    groups = [
-        {"params": list(seeing.projector.parameters()), "lr": stage.projector_rate, "most": stage.projector_rate},
-        {"params": [value for _, value in lora], "lr": stage.lora_rate, "most": stage.lora_rate},
-    ]
-    return [group for group in groups if group["lr"] > 0]
+    rated = [(list(seeing.projector.parameters()), stage.projector_rate), ([value for _, value in lora], stage.lora_rate)]
+    return [{"params": params, "lr": rate, "most": rate} for params, rate in rated if rate > 0]
 
 
 def _train_stage(

@@ -17,14 +17,10 @@ from embedding.taste.recommend import DUPLICATE, Recommender, diversity, read_in
 
 
 @pytest.fixture(scope="module")
-def lake(released_lake: Lake, tmp_path_factory: pytest.TempPathFactory) -> Lake:
-    """A copy of the lake with a live release, with a live graph and everybody's interests."""
-    from jobs import build_graph, build_interests, check_taste, relate_pins
-
+def lake(lake_with_interests: Lake, tmp_path_factory: pytest.TempPathFactory) -> Lake:
+    """A copy of the lake with a live graph and everybody's interests, of which a test takes the graph away for a while."""
     lake = Lake(str(tmp_path_factory.mktemp("recommend") / "lake"))
-    shutil.copytree(released_lake.home, lake.home)
-    for program in (build_graph, relate_pins, build_interests, check_taste):
-        program.main(["--home", lake.home, "--run-id", "taste"])
+    shutil.copytree(lake_with_interests.home, lake.home)
     return lake
 
 
