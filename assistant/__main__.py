@@ -18,6 +18,7 @@ import uvicorn
 from assistant.service.app import create_app
 from assistant.service.brains import BRAINS
 from assistant.service.settings import TOKEN_VARIABLE, Rate, ServiceError, Settings
+from assistant.shadow import ShadowConfig, ShadowSettingError
 from embedding.encoder.limits import SettingError
 
 GRACE_S = 10
@@ -83,13 +84,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             args.host,
             args.port,
             args.brain,
+            ShadowConfig.from_environment(),
             args.people,
             requests=args.requests,
             chats=args.chats,
             turns=args.turns,
         )
         app = create_app(settings)
-    except (ServiceError, SettingError) as error:
+    except (ServiceError, ShadowSettingError, SettingError) as error:
         sys.stderr.write(f"{error}\n")
         return 2
     if settings.token is None:

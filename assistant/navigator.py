@@ -6,7 +6,7 @@
             print(event.name, event.data())
 
 A turn keeps nothing once it has ended, and asks one release alone. Who stops listening closes the generator, which ends the
-brain's answer with it.
+brain's answer with it. Why it is so: docs/decisions/0017-one-turn.md.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ const TRIES = 3;
 const CHIPS = 8;
 const LOOK_EVERY_MS = 20_000;
 
-const state = { turns: [], current: null, user: null, lists: false, among: { tag: null, board: null }, source: null, running: null };
+const state = { turns: [], current: null, user: null, lists: false, among: { tag: null, board: null }, source: null, running: null, waiting: false };
 
 const grid = new Grid({ onOpen: (pin) => card.open(pin), onMore: moreLike });
 const card = new Card({ onMore: moreLike, onTag: (tag) => narrow({ tag }), onBoard: (pin) => narrow({ board: pin.board_id, boardOf: titleOf(pin) }) });
@@ -39,7 +39,6 @@ async function ask(question) {
   state.running = { turn, controller: new AbortController() };
   composer.busy(true);
   scrollDown(true);
-  if (!state.among.tag && !state.among.board) state.source = null;
   const request = requestOf(question);
   try {
     await attempt(turn, request, question.picture);
@@ -47,8 +46,8 @@ async function ask(question) {
   } catch (error) {
     if (error.name === "AbortError") turn.stopped();
     else turn.fail(error.message, error.advice ?? "");
-    if (state.current !== turn && state.source === null) restoreGrid();
   } finally {
+    if (state.waiting) restoreGrid();
     state.turns.push(turn);
     state.running = null;
     composer.busy(false);
@@ -140,6 +139,7 @@ function recommended() {
 }
 
 function waitFor(turn) {
+  state.waiting = true;
   head("Looking …", "");
   grid.wait();
   current(turn);
@@ -162,6 +162,7 @@ function showCited(turn, pinId) {
 }
 
 function draw(title, pins, turn = null) {
+  state.waiting = false;
   const numbers = new Map(turn?.pins.map((pin) => [pin.pin_id, pin.number]));
   head(title, pins.length ? count(pins.length, "pin") : "");
   chips(pins);

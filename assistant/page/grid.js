@@ -26,7 +26,9 @@ export class Grid {
       this.sizes.observe(card.firstElementChild);
     }
     this.#makeReachable(this.list.firstElementChild);
-    this.list.scrollTo?.({ left: 0 });
+    this.list.scrollTo({ left: 0, top: 0 });
+    if (this.hadFocus) this.list.querySelector(".open")?.focus();
+    this.hadFocus = false;
   }
 
   /** Empty cards while pins are looked for. */
@@ -75,6 +77,7 @@ export class Grid {
   }
 
   #clear() {
+    this.hadFocus ||= this.list.contains(document.activeElement); // whoever was in it stays in it
     this.sizes.disconnect();
     this.cards.clear();
     this.list.replaceChildren();

@@ -167,6 +167,7 @@ export class Turn {
   }
 
   #end() {
+    if (!this.mode) this.steps.hidden = true;
     this.reply.removeAttribute("aria-busy");
     this.steps.classList.add("settled");
     this.thinking.open = false;

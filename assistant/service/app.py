@@ -14,7 +14,7 @@ from starlette.staticfiles import StaticFiles
 
 from assistant.service import chat, health, retrieval
 from assistant.service.body import first_fault
-from assistant.service.brains import make_brain
+from assistant.service.brains import BRAINS, make_brain
 from assistant.service.errors import Refused
 from assistant.service.guard import Guard
 from assistant.service.serving import MakeBrain
@@ -24,12 +24,13 @@ from assistant.service.state import State
 PAGE = Path(__file__).resolve().parents[1] / "page"
 
 
-def create_app(settings: Settings, brain: MakeBrain | None = None) -> FastAPI:
-    """An app over one lake. `brain`: how one is made; without, as `settings.brain` says.
+def create_app(settings: Settings, brain: MakeBrain | None = None, shadow: MakeBrain | None = None) -> FastAPI:
+    """An app over one lake. `brain`, `shadow`: how these are made; without, the one that `settings.brain` names, and the other.
 
     It opens the release and loads the brain once it starts, in the background: /health says when it is ready.
     """
-    state = State(settings, brain or make_brain(settings.brain))
+    other = next(name for name in BRAINS if name != settings.brain)
+    state = State(settings, brain or make_brain(settings.brain), shadow or make_brain(other))
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:

@@ -27,7 +27,8 @@ def _core(_: Lake, release: Release) -> Brain:
 
 
 def _context(*_: object) -> Brain:
-    from assistant.brains.endpoint import URL_VARIABLE, EndpointBrain, EndpointConfig
+    from assistant.brains.endpoint import EndpointBrain
+    from assistant.brains.endpoint_config import URL_VARIABLE, EndpointConfig
 
     config = EndpointConfig.from_environment()
     if config is None:

@@ -82,7 +82,8 @@ class Guard:
                 headers = MutableHeaders(scope=message)
                 for name, value in HEADERS.items():
                     headers[name] = value
-                headers.setdefault("Cache-Control", "no-store")
+                # The page's files are asked for again each time, and sent where they have changed; data is kept nowhere.
+                headers.setdefault("Cache-Control", "no-cache" if scope["path"].startswith("/page/") else "no-store")
             await send(message)
 
         try:

@@ -9,10 +9,12 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
+from contextlib import ExitStack
 
 from assistant.navigator import Navigator
 from assistant.service.errors import Refused
 from assistant.service.settings import Settings
+from assistant.shadow import Shadow
 from assistant.tools import ToolError, Tools
 from assistant.turns import Brain, BrainError
 from embedding.index.live import FEED_ERRORS, LiveRelease
@@ -32,13 +34,17 @@ LOOK_S = 2.0
 class Open:
     """Opens, follows, closes. Thread-safe."""
 
-    def __init__(self, settings: Settings, make_brain: MakeBrain, on_swap: Callable[[], None]):
+    def __init__(
+        self, settings: Settings, make_brain: MakeBrain, on_swap: Callable[[], None], make_shadow: MakeBrain | None = None
+    ):
+        """make_shadow: The other brain, where `settings.shadow` asks for one."""
         self.lake = Lake(settings.home)
-        self._settings, self._make_brain, self._on_swap = settings, make_brain, on_swap
+        self._settings, self._make_brain, self._make_shadow, self._on_swap = settings, make_brain, make_shadow, on_swap
         self._live: FollowedRelease | None = None
         self._tools: Tools | None = None
         self._navigator: Navigator | None = None
         self._brain: Brain | None = None
+        self._opened = ExitStack()
         self._read: str | None = None
         self.missing: str | None = "the release is being opened"
         self._stopped = threading.Event()
@@ -111,21 +117,35 @@ class Open:
         self._tell("the language model is being loaded")
         release = self._live.release  # a cut-over to another encoder needs another brain: see _run
         self._leave_brain()
-        self._brain = self._make_brain(self.lake, release)
-        self._navigator = Navigator(self._tools, self._brain)
+        with ExitStack() as opened:
+            brain = self._make_brain(self.lake, release)
+            opened.callback(_end, brain)
+            shadow = None
+            if self._make_shadow is not None and self._settings.shadow is not None:
+                other = self._make_shadow(self.lake, release)
+                opened.callback(_end, other)
+                shadow = opened.enter_context(Shadow(self.lake, self._tools, other, self._settings.shadow))
+            self._opened = opened.pop_all()
+        self._brain, self._navigator = brain, Navigator(self._tools, brain, watcher=shadow)
         self._read, self.missing = release.manifest.embedding_version, None
-        log.info("ready: release %s, brain %s", release.manifest.release_id, self._brain.name)
+        log.info("ready: release %s, brain %s", release.manifest.release_id, brain.name)
 
     def _leave_brain(self) -> None:
-        """Ends the brain's engine, where it has one: turns under way are told that they ended."""
-        self._navigator, brain, self._brain = None, self._brain, None
-        if brain is not None and (close := getattr(brain, "close", None)) is not None:
-            close()
+        """Ends the brains' engines and the shadow: turns under way are told that they ended."""
+        self._navigator = self._brain = None
+        self._opened.close()
 
     def _tell(self, what: str) -> None:
         if what != self.missing:
             log.info("not ready: %s", what)
         self.missing = what
+
+
+def _end(brain: Brain) -> None:
+    """A brain may have an engine, or connections."""
+    close = getattr(brain, "close", None)
+    if close is not None:
+        close()
 
 
 class FollowedRelease(LiveRelease):

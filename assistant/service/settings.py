@@ -6,6 +6,7 @@ import os
 from dataclasses import dataclass, field
 from ipaddress import ip_address
 
+from assistant.shadow import ShadowConfig
 from assistant.turns import Limits
 from embedding.encoder.limits import ImageLimits
 
@@ -33,6 +34,7 @@ class Settings:
     """
     home: The lake's folder or URI.
     token: What each request must carry as `Authorization: Bearer`; None: none, and then only this machine is answered.
+    shadow: How much of the traffic the other brain answers besides, unseen; None: nothing.
     people: Whether `/people` lists some users, for a demo. Off by default: who is known is nobody's business.
     body_bytes: Of a request, the picture and the messages together. body_s: until it has arrived.
     turns, waiting: Conversations answered at once, and those that wait for a place; more are sent away with 503.
@@ -47,6 +49,7 @@ class Settings:
     host: str = "127.0.0.1"
     port: int = 8100
     brain: str = "core"
+    shadow: ShadowConfig | None = None
     people: bool = False
     limits: Limits = field(default_factory=Limits)
     images: ImageLimits = field(default_factory=ImageLimits.from_environment)

@@ -19,14 +19,14 @@ from assistant.service.settings import Settings
 class State:
     """`searching` are the threads of searches, `drawing` those of thumbnails: a page full of pictures delays no search."""
 
-    def __init__(self, settings: Settings, make_brain: MakeBrain):
+    def __init__(self, settings: Settings, make_brain: MakeBrain, make_shadow: MakeBrain | None = None):
         self.settings = settings
         self.keys, self.metrics = Keys(settings.token), Metrics()
         self.places = Places(settings.turns, settings.waiting)
         self.searching = Workers("searches", settings.threads, settings.queued, settings.work_s)
         self.drawing = Workers("pictures", settings.threads, 4 * settings.queued, settings.work_s)
         self.thumbnails = Thumbnails(settings.images, settings.picture_side, settings.picture_cache_bytes)
-        self.open = Open(settings, make_brain, self.metrics.swaps.inc)
+        self.open = Open(settings, make_brain, self.metrics.swaps.inc, make_shadow)
         self.metrics.watch(lambda: self.places.waiting, lambda: self.places.taken, lambda: self.searching.pending)
         self._people: tuple[str, list[dict[str, Any]]] | None = None
         self._people_lock = threading.Lock()

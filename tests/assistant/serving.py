@@ -26,9 +26,9 @@ Event = tuple[str, dict[str, Any]]
 
 
 @contextmanager
-def running(settings: Settings, brain: MakeBrain) -> Iterator[httpx.Client]:
+def running(settings: Settings, brain: MakeBrain, shadow: MakeBrain | None = None) -> Iterator[httpx.Client]:
     """A client of an app that is ready."""
-    config = uvicorn.Config(create_app(settings, brain), "127.0.0.1", 0, log_level="error")
+    config = uvicorn.Config(create_app(settings, brain, shadow), "127.0.0.1", 0, log_level="error")
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run)
     thread.start()

@@ -23,9 +23,12 @@ from PIL import Image
 
 from assistant.service.serving import MakeBrain
 from assistant.service.settings import Rate, ServiceError, Settings
+from assistant.shadow import ShadowConfig
 from assistant.turns import Limits
+from embedding.contracts import SHADOW_TURNS
 from embedding.index.release import LivePointer, read_pointer
 from embedding.tables.lake import Lake
+from embedding.tables.scan import read_rows
 from tests.assistant.serving import Event, asking, copy_release, metric, running, turn, until, whole_turn
 from tests.small_release import point_at
 
@@ -244,3 +247,16 @@ def test_another_release_takes_over_in_the_middle_of_an_answer(
         after = whole_turn(client, request)
         assert next(data for name, data in after if name == "candidates")["release_id"] == "second"
         assert metric(client, "pinlake_release_swaps_total") == 1
+
+
+def test_the_other_brain_answers_a_share_of_the_turns_unseen(
+    lake_with_interests: Lake, toy_brain: MakeBrain, tmp_path: Path
+) -> None:
+    lake = Lake(str(tmp_path / "lake"))
+    shutil.copytree(lake_with_interests.home, lake.home)
+    shadowed = settings(lake, shadow=ShadowConfig(share=1.0, every_s=0.1))
+    with running(shadowed, toy_brain, toy_brain) as client:
+        done = whole_turn(client, about_a_pin(client))[-1][1]
+    rows = read_rows(lake.open(SHADOW_TURNS)).to_pylist()  # leaving the service finishes what waits
+    assert [row["served_brain"] for row in rows] == [done["brain"]]
+    assert rows[0]["shadow_total_ms"] > 0 and rows[0]["cited_jaccard"] == 1.0, "two of a kind say the same"
