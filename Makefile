@@ -11,7 +11,7 @@ export PINLAKE_HOME
 .PHONY: help env browser demo assistant up down test lint unit docs train trainassistant lock clean
 
 help: ## this list
-	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | awk -F '\t' '{printf "make %-14s %s\n", $$1, $$2}'
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | awk -F '\t' '{printf "make %-15s %s\n", $$1, $$2}'
 
 env: ## the environment in .venv, from requirements.lock
 	@tools/setup_env.sh

@@ -10,6 +10,9 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 
 from assistant.brains.prompts import Prompter
 
+LONGEST = 6
+"""Tokens that a number and its bracket may take: none is opened that could be cut off."""
+
 
 class CitingVocabulary:
     """A vocabulary's tokens by what they do to brackets."""
@@ -18,13 +21,13 @@ class CitingVocabulary:
         self._prompter = prompter
         texts = [prompter.text([number]) for number in range(size)]
         end = prompter.vocabulary.end_of_turn
-        self._plain = [number for number, text in enumerate(texts) if "[" not in text and (text or number == end)]
-        self._opening = [number for number, text in enumerate(texts) if text.count("[") == 1 and text.endswith("[")]
-        self._outside = sorted(self._plain + self._opening)
+        self._plain = frozenset(number for number, text in enumerate(texts) if "[" not in text and (text or number == end))
+        opening = (number for number, text in enumerate(texts) if text.count("[") == 1 and text.endswith("["))
+        self._outside = self._plain.union(opening)
         self._inside = {number: text for number, text in enumerate(texts) if text and set(text) <= set("0123456789]")}
 
-    def rule(self, numbers: Iterable[int], *, again: bool = False) -> Callable[[Sequence[int]], Collection[int]]:
-        """The rule of one answer that may name these candidates; each once, unless `again`.
+    def rule(self, numbers: Iterable[int], most_tokens: int) -> Callable[[Sequence[int]], Collection[int]]:
+        """The rule of one answer, of so many tokens at most, that may name each of these candidates once.
 
         A bracket opens only while there is something left to name, and closes behind a whole number.
         """
@@ -32,14 +35,12 @@ class CitingVocabulary:
 
         def allowed(ids: Sequence[int]) -> Collection[int]:
             before, opened, begun = self._prompter.text(ids).rpartition("[")
-            inside = bool(opened) and "]" not in begun
-            left = known if again else known - _named(before)
-            if inside:
+            left = known - _named(before)
+            if opened and "]" not in begun:
                 whole = [f"{number}]" for number in left]
                 return [token for token, text in self._inside.items() if any(one.startswith(begun + text) for one in whole)]
-            if opened and not again:
-                left = left - {begun.partition("]")[0]}
-            return self._outside if left else self._plain
+            left = left - {begun.partition("]")[0]} if opened else left
+            return self._outside if left and len(ids) + LONGEST <= most_tokens else self._plain
 
         return allowed
 

@@ -20,9 +20,14 @@ from assistant.turns import Answering, BrainError, Candidate, Piece, Request, To
 
 @dataclass(frozen=True)
 class Asked:
-    """What an answer is generated from. thinking_tokens: The prompt lets the model think first, for so many tokens."""
+    """What an answer is generated from.
+
+    numbers: Of the candidates that are shown, and may be named.
+    thinking_tokens: The prompt lets the model think first, for so many tokens.
+    """
 
     segments: tuple[Segment, ...]
+    numbers: tuple[int, ...] = ()
     thinking_tokens: int = 0
 
 
@@ -91,7 +96,7 @@ class CoreBrain:
             max_tokens=turn.answer_tokens,
             thinking_tokens=asked.thinking_tokens,
             deadline_s=self._deadline_s,
-            allowed=self._citing.rule(candidate.number for candidate in turn.candidates),
+            allowed=self._citing.rule(asked.numbers, turn.answer_tokens),
         )
         return self._engine.submit(self._engine.prompter.prompt(asked.segments), how)
 

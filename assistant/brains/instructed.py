@@ -60,7 +60,8 @@ class InstructedManner:
                 number, pin = Template(f"[{candidate.number}] "), Pin(candidate.vector)
                 parts += [number, pin, Data(_described(candidate)), Template("\n")]
         segments = (*turn("system", *parts), *_messages(asked.request), *self._loaded.reply(thinks))
-        return Asked(segments, asked.thinking_tokens if thinks else 0)
+        numbers = tuple(candidate.number for candidate in asked.candidates)
+        return Asked(segments, numbers, asked.thinking_tokens if thinks else 0)
 
 
 def _described(candidate: Candidate) -> str:

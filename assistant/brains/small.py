@@ -51,7 +51,7 @@ class SmallManner:
             return Asked(_talk(turn))
         pins = [(one.number, Shown(one.vector, one.title)) for one in turn.candidates[:MOST_PINS]]
         likes = [Shown(interest.vector) for interest in turn.interests[:MOST_INTERESTS]]
-        return Asked(ask_answer(pins, _shortened(turn.request.text), likes))
+        return Asked(ask_answer(pins, _shortened(turn.request.text), likes), tuple(number for number, _ in pins))
 
 
 class Checks:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -181,6 +182,10 @@ def test_likelihoods_are_shares(brain: CoreBrain) -> None:
 def test_qwen3_vl_serves_through_the_same_class(edition: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
     publish(tmp_path, tied=True, shards=False, edition=edition)
+    config = tmp_path / "model" / "config.json"  # by letters, the instructions take more room than the toy has
+    said = json.loads(config.read_text())
+    said["text_config"]["max_position_embeddings"] = 4_096
+    config.write_text(json.dumps(said))
     with pytest.raises(ProjectorError):
         load_qwen3_vl(tmp_path / "model", tmp_path / "projector", "another", name=NAME)
     brain = load_qwen3_vl(tmp_path / "model", tmp_path / "projector", VERSION, name=NAME)
