@@ -3,7 +3,7 @@
 A brain's words pass through here piece by piece. `[3]` of a candidate stays; whatever else reads like a citation, `[99]`,
 `[ 3 , 41 ]`, `pin 12345`, a pin id as a bare number, becomes the candidates' numbers that are in it, or goes. What a piece ends
 in, and may become a citation with the next one, is held back until that is known, so that the result is the same however the
-text was cut.
+text was cut, unless that is a list of numbers of hundreds of characters (docs/decisions/0017-one-turn.md).
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from assistant.turns import Candidate
 
 PIN_ID_DIGITS = 7
 """A number of so many digits or more is taken for a pin id."""
+MAX_HELD = 500
+"""Characters that are held back at most: so long a list of numbers is no citation."""
 MARK = "…"
 """Takes the place of a removed citation where, without it, what stands on its two sides would read as one."""
 
@@ -72,7 +74,12 @@ class CitationFilter:
     def feed(self, piece: str) -> str:
         """What may be shown now. Characters that nobody sees are left out: they would hide a number from this check."""
         self._held += "".join(char for char in piece if char in _KEPT or unicodedata.category(char) not in _UNSEEN)
-        return self._pass(final=False)
+        shown = self._pass(final=False)
+        if len(self._held) > MAX_HELD:  # no answer means this: it is ended here, and what comes next stands apart from it
+            shown += self._pass(final=True)
+            if _OPEN.search(self._shown):
+                self._shown, shown = self._shown + MARK, shown + MARK
+        return shown
 
     def end(self) -> str:
         """The rest, once the answer has ended."""

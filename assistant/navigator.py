@@ -6,11 +6,12 @@
             print(event.name, event.data())
 
 A turn keeps nothing once it has ended, and asks one release alone. Who stops listening closes the generator, which ends the
-brain's answer with it.
+brain's answer with it. Why it is so: docs/decisions/0017-one-turn.md.
 """
 
 from __future__ import annotations
 
+import logging
 import time
 import uuid
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
@@ -24,6 +25,8 @@ from assistant.citations import CitationFilter
 from assistant.router import Router
 from assistant.tools import Asked, Narrowed, ToolError, Tools
 from assistant.turns import Brain, BrainError, Candidate, Interest, Limits, Mode, Piece, Request, ToolCall, ToolName, Turn
+
+log = logging.getLogger("pinlake")
 
 MODES = get_args(Mode)
 SLOW = "this answer takes too long and was ended: ask for less, or again"
@@ -88,6 +91,15 @@ class TurnRecord:
     done: events.Done
 
 
+def _interests(asked: Asked, user_id: int | None) -> tuple[Interest, ...]:
+    """The user's interests; none while they cannot be read, since a search does without."""
+    try:
+        return asked.interests(user_id)
+    except ToolError as error:
+        log.warning("a turn goes without interests: %s", error)
+        return ()
+
+
 Watcher = Callable[[TurnRecord], None]
 """Who is told of turns that have ended well. Returns at once, and raises nothing."""
 
@@ -128,7 +140,7 @@ class Navigator:
             chosen, reason = self._mode(request, mode)
             yield events.ModeChosen(chosen, reason)
             asked = self._tools.now()
-            interests = asked.interests(request.user_id)
+            interests = _interests(asked, request.user_id)
             call = self._call(request, interests)
             yield events.ToolChosen(call)
             candidates = self._retrieve(call, request, asked, interests)

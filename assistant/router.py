@@ -3,7 +3,8 @@
 Rules come first, since a person can read them, and who writes "compare" gets what they ask for. Where no rule speaks, logistic
 regression over hashed n-grams decides; it needs no encoder, so that a change of encoder changes no routing. The same model
 learned which tool a request needs: a brain's own choice can be judged by it. Trained by `python -m assistant.train_router` on
-assistant/data/requests.jsonl, judged on its test part by `python -m benchmarks.router`.
+assistant/data/requests.jsonl, judged on its test part by `python -m benchmarks.router`
+(docs/decisions/0017-one-turn.md).
 """
 
 from __future__ import annotations

@@ -6,7 +6,8 @@
 
 It works aside: a turn that has ended is put into a bounded queue, or dropped and counted where that is full; nothing that
 happens here delays or fails a user's turn. Which turns are chosen is a hash of their id, so that every process chooses alike.
-Both brains get the same pins. The table has ids, counts and times, and no word that anybody wrote or was told (`shadow_turns`).
+Both brains get the same pins. The table has ids, counts and times, and no word that anybody wrote or was told (`shadow_turns`,
+docs/decisions/0017-one-turn.md).
 """
 
 from __future__ import annotations

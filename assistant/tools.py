@@ -21,6 +21,7 @@ import pyarrow as pa
 from deltalake.exceptions import DeltaError
 
 from assistant.data_text import one_line, tags_of
+from assistant.steering import steered
 from assistant.turns import Candidate, Interest, Limits
 from embedding.encoder.config import ConfigError
 from embedding.encoder.limits import ImageLimits, ImageRejected
@@ -34,8 +35,6 @@ from embedding.taste import store
 from embedding.taste.graph import GraphError, UnknownUserError
 from embedding.taste.recommend import DUPLICATE, FUSION, Recommender, UserInterest, read_interests
 
-STEERING = 0.1
-"""How much a user's interests count beside the words: what a pin like an interest gains is at most a tenth of a cosine of 1."""
 DEEPER = 5
 """How many times the candidates that are wanted are looked at, where some may be left out or change places."""
 GRAPH_EVERY_S = 60.0
@@ -187,15 +186,9 @@ class Asked:
     def text(
         self, words: str, k: int, among: Narrowed = EVERYWHERE, interests: Sequence[Interest] = ()
     ) -> tuple[Candidate, ...]:
-        """Pins that look and read like the words, steered by the user's interests.
+        """Pins that look and read like the words, of which interests change the order (steering.py).
 
-        Of the 5 k pins p nearest to the words t, the k with the greatest
-
-            cos(t, p) + STEERING * max over interests i of sqrt(importance_i / greatest importance) * max(0, cos(i, p))
-
-        Interests change the order of what the words find, and never find anything alone. As in PinnerSage (arXiv
-        2007.03634) a user is several vectors, and the nearest one counts, not their mean. A candidate's `why` names the
-        interest that brought it to its place.
+        A candidate's score is its cosine with the words; its `why` names the interest that has brought it up.
         """
         if not words.strip():
             raise ToolError("there are no words to search for: say what you look for")
@@ -206,9 +199,8 @@ class Asked:
         if not interests or not found:
             return self._candidates([(pin, score, said) for pin, score in found], k)
         ids = [pin for pin, _ in found]
-        affinity_N, nearest_N = affinity(self.release.vectors_of(np.array(ids, np.int64)), interests)
-        steered = np.array([score for _, score in found]) + STEERING * affinity_N
-        order = np.argsort(-steered, kind="stable")
+        cosines_N = np.array([score for _, score in found], np.float32)
+        order, nearest_N = steered(cosines_N, self.release.vectors_of(np.array(ids, np.int64)), interests)
         why = [said] * len(ids)
         for place, row in enumerate(order):
             if row > place:  # it was further down by the words alone
@@ -321,17 +313,6 @@ class Asked:
         title = one_line(row["title"], self._limits.title_chars)
         tags = tags_of(row["tags"], self._limits.tags, self._limits.tag_chars)
         return Candidate(number, row["pin_id"], title, tags, row["board_id"], row["image_uri"], score, vector_D, why)
-
-
-def affinity(vectors_ND: Floats, interests: Sequence[Interest]) -> tuple[Floats, np.ndarray[Any, np.dtype[np.intp]]]:
-    """How near each vector is to a user's interests, 0 to 1, and which of them it is nearest to: (N,) both.
-
-    sqrt(importance_i / greatest importance) * max(0, cos(i, p)), the greatest over interests i.
-    """
-    importance = np.array([interest.importance for interest in interests], np.float32)
-    weights = np.sqrt(importance / importance.max())
-    near_NI = np.maximum(0, vectors_ND @ np.stack([interest.vector for interest in interests]).T) * weights
-    return near_NI.max(axis=1), near_NI.argmax(axis=1)
 
 
 def _distinct(vectors_ND: Floats, k: int) -> Iterable[int]:

@@ -8,7 +8,7 @@ no model's special token can be spelt. Its answers pass the same check of citati
 environment, and is in no message and no log.
 
 Not every server knows every field. What a server refuses with 400 or 422 is asked again in plain words (no tools, no pictures,
-no options of the stream), and that server is asked plainly from then on.
+no options of the stream), and that server is asked plainly from then on (docs/decisions/0017-one-turn.md).
 """
 
 from __future__ import annotations

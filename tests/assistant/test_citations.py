@@ -100,6 +100,14 @@ def test_no_text_in_any_pieces_cites_what_was_not_retrieved() -> None:
         assert check(shown, candidates())[0] == shown, "what has passed once passes again"
 
 
+@pytest.mark.parametrize("said", ["[" + "1," * 2_000 + "99]", "pin " + " " * 2_000 + "99", "9" * 2_000, "[ " * 1_000 + "99]"])
+def test_endless_lists_end(said: str) -> None:
+    shown, cited, _ = streamed(list(said))
+    assert set(cited) <= {IDS[0]}
+    assert "pin" not in shown or "…" in shown
+    assert not re.search(r"\[\s*99|\d{7}", shown)
+
+
 def test_plain_words_are_not_held_back() -> None:
     passed = CitationFilter(candidates())
     assert [passed.feed(piece) for piece in ("Bold", " red", " bicycles", " in", " 3")] == [

@@ -6,6 +6,7 @@ import io
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -224,6 +225,18 @@ def test_a_turn_asks_one_release_though_another_goes_live(lake: Lake, live: Live
     finally:
         point_at(lake, LivePointer("r1", embedding_version=version()))
         live.refresh()
+
+
+def test_a_turn_goes_without_interests_that_cannot_be_read(tmp_path: Path) -> None:
+    lake = Lake(str(tmp_path))
+    add_release(lake, "r1", PINS)
+    add_interests(lake, [("castle", 2.0)])
+    for file in (tmp_path / "tables" / "user_interests").rglob("*.parquet"):
+        file.unlink()
+    brain = Parrot()
+    said = turn(Navigator(Tools(lake, LiveRelease(lake), LIMITS), brain), asking(user_id=USER))
+    assert said["done"]["cited"] == [said["candidates"]["pins"][0]["pin_id"]]
+    assert brain.offered == ("search_text", "talk")
 
 
 def test_turns_at_once_share_nothing(tools: Tools) -> None:

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from assistant.steering import STEERING
 from assistant.tools import (
-    STEERING,
     Asked,
     BadPictureError,
     Narrowed,
