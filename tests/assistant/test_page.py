@@ -14,8 +14,11 @@ from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from assistant.service.serving import MakeBrain
 from assistant.service.settings import Rate, Settings
+from embedding.index.reader import open_live
+from embedding.index.release import LivePointer
 from embedding.tables.lake import Lake
 from tests.assistant.serving import running
+from tests.small_release import build_release, point_at
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 TOKEN = "a token of some length"
@@ -112,7 +115,7 @@ def test_a_whole_conversation(open_page: Open) -> None:
     expect(page.locator(".turn .badge")).to_have_text("Quick")
     expect(page.locator(".turn .reason")).not_to_be_empty()
     expect(page.locator(".turn .facts")).to_contain_text("first word after")
-    expect(page.locator(".frame.loading")).to_have_count(0)
+    expect(page.locator(".pin").first.locator(".frame:not(.loading) img")).to_be_visible()
     # A citation leads to its pin, whose card has the focus and the citation's number.
     cite = page.locator(".turn .cite").first
     number = cite.inner_text()
@@ -236,10 +239,28 @@ def test_a_picture_is_shown_and_searched_by(open_page: Open, tmp_path: Path) -> 
     expect(page.locator(".with-warning")).to_contain_text("not a picture")
 
 
-def test_titles_are_text_and_a_token_is_asked_for_once(
-    browser: Browser, lake_with_interests: Lake, small_brain: MakeBrain
-) -> None:
-    settings = Settings(lake_with_interests.home, token=TOKEN, requests=MANY, chats=MANY)
+HOSTILE = "<img src=x onerror=\"document.title='taken'\"><script>document.title='taken'</script>"
+
+
+@pytest.fixture
+def hostile_lake(lake_with_interests: Lake, tmp_path: Path) -> Lake:
+    """The lake with a release in which every title is a program."""
+    lake = Lake(str(tmp_path / "lake"))
+    shutil.copytree(lake_with_interests.home, lake.home)
+    release = open_live(lake)
+    ids, manifest = release.pin_ids(), release.manifest
+    rows = release.describe(ids.tolist())
+    pins: dict[str, list[Any]] = {name: [rows[pin][name] for pin in ids.tolist()] for name in ("board_id", "image_uri")}
+    pins |= {"title": [HOSTILE] * len(ids), "tags": [[HOSTILE]] * len(ids)}
+    names = ("ds", "encoder", "embedding_version", "days", "pins_version", "pin_embeddings_version")
+    same: dict[str, Any] = {name: getattr(manifest, name) for name in names}
+    build_release(lake, "hostile", release.vectors_of(ids), ids, pins=pins, **same)
+    point_at(lake, LivePointer("hostile", embedding_version=manifest.embedding_version))
+    return lake
+
+
+def test_titles_are_text_and_a_token_is_asked_for_once(browser: Browser, hostile_lake: Lake, small_brain: MakeBrain) -> None:
+    settings = Settings(hostile_lake.home, token=TOKEN, requests=MANY, chats=MANY)
     with running(settings, small_brain) as client:
         context = browser.new_context()
         page = context.new_page()
@@ -252,12 +273,16 @@ def test_titles_are_text_and_a_token_is_asked_for_once(
         expect(page.locator(".pin .frame img").first).to_be_visible(timeout=SLOW_MS)
         assert page.evaluate("Object.keys(sessionStorage)") == ["pinlake-token"]
         assert page.evaluate("Object.keys(localStorage)") == []
-        # What a person writes comes back as text.
-        page.locator("#words").fill("<img src=x onerror=document.title='taken'> a flag")
+        # What others have written, and what oneself writes, is text wherever it comes up.
+        expect(page.locator(".pin .title").first).to_contain_text("<script>")
+        page.locator("#words").fill(f"a flag {HOSTILE}")
         page.keyboard.press("Enter")
+        answered(page, 1)
         expect(page.locator(".asked p")).to_contain_text("<img src=x")
-        expect(page.locator(".turn .facts")).to_be_visible(timeout=SLOW_MS)
-        assert page.title() == "pinlake"
+        page.locator(".pin .open").first.click()
+        expect(page.locator("#pin-title")).to_contain_text("<script>")
+        expect(page.locator("#pin .chip")).to_contain_text("<img")
+        assert page.title() == "pinlake" and page.locator("img[src=x]").count() == 0
         context.close()
 
 
