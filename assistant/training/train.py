@@ -10,7 +10,6 @@ the picture: PMI (arXiv 2104.08315).
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import time
@@ -22,8 +21,6 @@ from typing import Any
 import numpy as np
 import torch
 from peft import LoraConfig, get_peft_model
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from assistant.brains.adapter import save_adapter
@@ -31,6 +28,7 @@ from assistant.brains.prompts import Prompter
 from assistant.brains.wording import Shown, ask_tags, ask_title
 from assistant.projector import Projector, ProjectorConfig
 from assistant.training.batches import Encoded, by_length, encode_example
+from assistant.training.checkpoint import CHECKPOINT, Checkpoint, State, put_values
 from assistant.training.conversations import (
     ANSWER,
     DESCRIPTION,
@@ -48,7 +46,6 @@ from assistant.training.warm_start import fit_names, learn_names, name_targets
 
 SAY_EVERY_S = 30.0
 ANSWERS_AT_ONCE = 64
-CHECKPOINT = "checkpoint.safetensors"
 FACTOR = 2
 """Of what LoRA adds: alpha / rank."""
 
@@ -57,9 +54,11 @@ log = logging.getLogger("pinlake")
 
 @dataclass(frozen=True)
 class Stage:
-    """shares: Of the stage's tokens, by kind. tokens: How many it reads in all; an example is read again where few are there.
+    """One of the training's parts.
 
-    rates: Learning rates of the projector and of LoRA; 0 for what stays as it is.
+    tokens: How many it reads in all; an example is read again where few are there.
+    shares: Of these tokens, by kind.
+    projector_rate, lora_rate: Learning rates; 0 for what stays as it is.
     """
 
     name: str
@@ -77,9 +76,14 @@ STAGES = (
 
 @dataclass(frozen=True)
 class TrainingSetting:
-    """tokens_a_pin: K. width: Of the projector's inner layer. name_steps: before the language model reads
-    anything (warm_start.py). scale_tokens: Of both stages' tokens, 1 for all of them. lora_rank: 0 leaves the language model as
-    it is: the projector learns alone."""
+    """What a training is made with, apart from its stages.
+
+    tokens_a_pin: K. width: Of the projector's inner layer.
+    name_steps: Before the language model reads anything (warm_start.py).
+    batch_tokens: Of a step, the padding with them.
+    scale_tokens: Of both stages' tokens; 1 for all of them.
+    lora_rank: 0 leaves the language model as it is: the projector learns alone.
+    """
 
     tokens_a_pin: int = 4
     width: int = 1_024
@@ -165,7 +169,7 @@ def train(seeing: Seeing, examples: Sequence[Example], prompter: Prompter, setti
     if rank:
         lora = LoraConfig(r=rank, lora_alpha=FACTOR * rank, target_modules=layers, task_type="CAUSAL_LM")
         seeing.language_model = get_peft_model(seeing.language_model, lora).base_model.model
-    checkpoint = Checkpoint(folder / CHECKPOINT, asdict(setting))
+    checkpoint = Checkpoint(folder / CHECKPOINT, asdict(setting) | {"stages": [asdict(stage) for stage in STAGES]})
     at_stage, at_step, held = checkpoint.read()
     if held:
         put_values(seeing, held)
@@ -234,61 +238,6 @@ def _places(drawn: Sequence[Encoded], setting: TrainingSetting, seed: int) -> It
 def _warm_then_cosine(step: int, steps: int) -> float:
     warm = max(1, steps // 20)
     return (step + 1) / warm if step < warm else 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
-
-
-def trained(seeing: Seeing) -> dict[str, Tensor]:
-    return {name: value for name, value in seeing.named_parameters() if "projector." in name or "lora_" in name}
-
-
-def put_values(seeing: Seeing, held: dict[str, Tensor]) -> None:
-    with torch.no_grad():
-        for name, value in trained(seeing).items():
-            value.copy_(held[f"value/{name}"])
-
-
-class State:
-    """What a checkpoint holds: what is trained, by name, and the optimizer's two moments and step of each."""
-
-    def __init__(self, seeing: Seeing, optimizer: torch.optim.Optimizer):
-        self._named = trained(seeing)
-        self._optimizer = optimizer
-
-    def values(self, *, optimizer: bool) -> dict[str, Tensor]:
-        found = {f"value/{name}": value.detach().clone() for name, value in self._named.items()}
-        if optimizer:
-            for name, value in self._named.items():
-                for key, moment in self._optimizer.state.get(value, {}).items():
-                    found[f"{key}/{name}"] = moment.detach().clone().float()
-        return found
-
-    def put_moments(self, held: dict[str, Tensor]) -> None:
-        for name, value in self._named.items():
-            moments = {key: held[f"{key}/{name}"] for key in ("step", "exp_avg", "exp_avg_sq") if f"{key}/{name}" in held}
-            if moments:
-                self._optimizer.state[value] = moments
-
-
-class Checkpoint:
-    """One file that is replaced whole. One of another setting is not gone on from."""
-
-    def __init__(self, file: Path, setting: dict[str, Any]):
-        self._file, self._setting = file, json.dumps(setting, sort_keys=True)
-
-    def read(self) -> tuple[int, int, dict[str, Tensor]]:
-        """(stage, step, tensors): where to go on; (0, 0, {}) where nothing is kept."""
-        if not self._file.is_file():
-            return 0, 0, {}
-        with safe_open(str(self._file), "pt") as file:
-            said = file.metadata()
-            if said.get("setting") != self._setting:
-                log.info("%s is of another setting: begun anew", self._file)
-                return 0, 0, {}
-            return int(said["stage"]), int(said["step"]), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-
-    def write(self, stage: int, step: int, tensors: dict[str, Tensor]) -> None:
-        unfinished = self._file.with_suffix(".partial")
-        save_file(tensors, str(unfinished), {"stage": str(stage), "step": str(step), "setting": self._setting})
-        unfinished.replace(self._file)
 
 
 def save_weights(seeing: Seeing, folder: Path, setting: TrainingSetting, facts: dict[str, Any]) -> None:

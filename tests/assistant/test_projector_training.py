@@ -20,6 +20,7 @@ from assistant.brains.prompts import Prompter, smollm2_vocabulary
 from assistant.brains.scores import score
 from assistant.projector import Projector, ProjectorError
 from assistant.training.batches import encode_example
+from assistant.training.checkpoint import Checkpoint
 from assistant.training.conversations import (
     ANSWER,
     FITS,
@@ -36,7 +37,7 @@ from assistant.training.conversations import (
 from assistant.training.examples import NOTHING_FITS, TOLD, make_examples
 from assistant.training.requests import BY_TOOL, sentences
 from assistant.training.seeing import Seeing
-from assistant.training.train import Checkpoint, TrainingSetting, save_weights, start, train
+from assistant.training.train import TrainingSetting, save_weights, start, train
 from demo.days import DEMO_DAYS
 from embedding.encoder.training_set import TEST, TRAIN, read_pins
 from embedding.encoder.training_set import read_manifest as read_set_manifest
