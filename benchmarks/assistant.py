@@ -194,7 +194,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--repeat-s", type=float, default=270.0, help="no repeat is begun that would end after so long")
-    parser.add_argument("--limit-s", type=float, default=600.0, help="what is expected to take longer is not run, and said so")
+    parser.add_argument("--limit-s", type=float, default=300.0, help="what is expected to take longer is not run, and said so")
     parser.add_argument("--machine-hour", type=float, help="dollars an hour of this machine")
     defaults = Prices(0.0)
     for name in ("load", "input_million", "output_million", "picture_tokens", "answer_tokens"):
