@@ -24,16 +24,23 @@ class CitingVocabulary:
         self._plain = frozenset(number for number, text in enumerate(texts) if "[" not in text and (text or number == end))
         opening = (number for number, text in enumerate(texts) if text.count("[") == 1 and text.endswith("["))
         self._outside = self._plain.union(opening)
+        self._texts = texts
         self._inside = {number: text for number, text in enumerate(texts) if text and set(text) <= set("0123456789]")}
 
-    def rule(self, numbers: Iterable[int], most_tokens: int) -> Callable[[Sequence[int]], Collection[int]]:
+    def rule(
+        self, numbers: Iterable[int], most_tokens: int, begins: Sequence[str] = ()
+    ) -> Callable[[Sequence[int]], Collection[int]]:
         """The rule of one answer, of so many tokens at most, that may name each of these candidates once.
 
-        A bracket opens only while there is something left to name, and closes behind a whole number.
+        A bracket opens only while there is something left to name, and closes behind a whole number. begins: The texts of
+        the tokens that an answer may begin with; (): any.
         """
         known = frozenset(map(str, numbers))
+        first = frozenset(token for token, text in enumerate(self._texts) if text in begins)
 
         def allowed(ids: Sequence[int]) -> Collection[int]:
+            if first and not ids:
+                return first
             before, opened, begun = self._prompter.text(ids).rpartition("[")
             left = known - _named(before)
             if opened and "]" not in begun:

@@ -23,11 +23,13 @@ class Asked:
     """What an answer is generated from.
 
     numbers: Of the candidates that are shown, and may be named.
+    begins: The texts of tokens that the answer may begin with; (): any.
     thinking_tokens: The prompt lets the model think first, for so many tokens.
     """
 
     segments: tuple[Segment, ...]
     numbers: tuple[int, ...] = ()
+    begins: tuple[str, ...] = ()
     thinking_tokens: int = 0
 
 
@@ -51,7 +53,8 @@ class Manner(Protocol):
     def check(self, engine: Engine, turn: Turn) -> Checking | None:
         """None: this model thinks in its own words, or the turn asks for no thinking."""
 
-    def ask(self, turn: Turn) -> Asked: ...
+    def ask(self, turn: Turn) -> Asked | str:
+        """A text: what is answered, and no model is asked."""
 
 
 class CoreBrain:
@@ -92,13 +95,31 @@ class CoreBrain:
 
     def _submit(self, turn: Turn) -> Answering:
         asked = self._manner.ask(turn)
+        if isinstance(asked, str):
+            return _Said(asked)
         how = Generation(
             max_tokens=turn.answer_tokens,
             thinking_tokens=asked.thinking_tokens,
             deadline_s=self._deadline_s,
-            allowed=self._citing.rule(asked.numbers, turn.answer_tokens),
+            allowed=self._citing.rule(asked.numbers, turn.answer_tokens, asked.begins),
         )
         return self._engine.submit(self._engine.prompter.prompt(asked.segments), how)
+
+
+class _Said:
+    """An answer that is known."""
+
+    def __init__(self, text: str):
+        self._text = text
+
+    def __iter__(self) -> Iterator[Piece]:
+        yield Piece("answer", self._text, tokens=0)
+
+    def close(self) -> None: ...
+
+    @property
+    def usage(self) -> Usage:
+        return Usage()
 
 
 class _Checked:

@@ -61,7 +61,7 @@ class InstructedManner:
                 parts += [number, pin, Data(_described(candidate)), Template("\n")]
         segments = (*turn("system", *parts), *_messages(asked.request), *self._loaded.reply(thinks))
         numbers = tuple(candidate.number for candidate in asked.candidates)
-        return Asked(segments, numbers, asked.thinking_tokens if thinks else 0)
+        return Asked(segments, numbers, thinking_tokens=asked.thinking_tokens if thinks else 0)
 
 
 def _described(candidate: Candidate) -> str:

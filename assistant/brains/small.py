@@ -1,7 +1,8 @@
 """How the small language model is asked: in the very questions that it was trained on, and no others.
 
 It chooses a tool, and whether a pin fits a request, by which answer it finds likelier, which takes one pass over a short prompt
-and no generated text. Its thinking is a check of each candidate by that closed question, one line each.
+and no generated text. Its thinking is a check of each candidate by that closed question, one line each. Small talk it has
+unlearned: to a turn without candidates it says what it is.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from assistant.brains.adapter import add_adapter
 from assistant.brains.core import Asked, CoreBrain
 from assistant.brains.decoder import Decoder
 from assistant.brains.engine import Engine
-from assistant.brains.prompts import Data, Prompter, Segment, Template, reply, smollm2_vocabulary, turn
+from assistant.brains.prompts import Prompter, Segment, smollm2_vocabulary
 from assistant.brains.wording import Shown, ask_answer, ask_fits, ask_tool
 from assistant.projector import Projector
 from assistant.turns import Candidate, Piece, Request, ToolCall, ToolName, Turn
@@ -25,8 +26,12 @@ WEIGHTS_FOLDER = Path(__file__).parent.parent / "weights" / "smollm2"
 
 TOOLS: tuple[ToolName, ...] = ("search_text", "search_interests", "talk")
 """Those that it was trained to tell apart."""
-MOST_PINS, MOST_INTERESTS, WORDS_KEPT, MESSAGES_KEPT = 12, 2, 40, 4
-INTRODUCTION = "You help people find pins, which are pictures. Answer in one short sentence."
+MOST_PINS, MOST_INTERESTS, WORDS_KEPT = 12, 2, 40
+SMALL_TALK = (
+    "I am a small model, and pins are all that I can talk about. Ask me for a subject, or for something that you might like."
+)
+BEGINS = ("[", "None")
+"""How its answers over pins begin: with the first that fits, or with "None of these fits."; whatever else comes is noise."""
 REASONS = {"search_text": "it reads as a subject", "search_interests": "it asks for suggestions", "talk": "it asks for no pins"}
 
 
@@ -46,12 +51,12 @@ class SmallManner:
     def check(self, engine: Engine, turn: Turn) -> Checks | None:
         return Checks(engine, turn) if turn.candidates and turn.thinking_tokens else None
 
-    def ask(self, turn: Turn) -> Asked:
+    def ask(self, turn: Turn) -> Asked | str:
         if not turn.candidates:
-            return Asked(_talk(turn))
+            return SMALL_TALK
         pins = [(one.number, Shown(one.vector, one.title)) for one in turn.candidates[:MOST_PINS]]
         likes = [Shown(interest.vector) for interest in turn.interests[:MOST_INTERESTS]]
-        return Asked(ask_answer(pins, _shortened(turn.request.text), likes), tuple(number for number, _ in pins))
+        return Asked(ask_answer(pins, _shortened(turn.request.text), likes), tuple(number for number, _ in pins), BEGINS)
 
 
 class Checks:
@@ -89,13 +94,6 @@ def likelihoods(engine: Engine, segments: Sequence[Segment], answers: Sequence[s
     scores = engine.score(prompter.prompt(segments), [(*prompter.data(answer), end) for answer in answers])
     weights = [math.exp(float(score - scores.max())) for score in scores]
     return [weight / sum(weights) for weight in weights]
-
-
-def _talk(turn_: Turn) -> tuple[Segment, ...]:
-    """A conversation without candidates, the last messages of it."""
-    messages = turn_.request.messages[-MESSAGES_KEPT:]
-    said = [part for message in messages for part in turn(message.role, Data(_shortened(message.text)))]
-    return (*turn("system", Template(INTRODUCTION)), *said, *reply())
 
 
 def _shortened(text: str) -> str:
