@@ -117,7 +117,7 @@ def test_a_whole_conversation(open_page: Open) -> None:
     expect(page.locator(".turn .facts")).to_contain_text("first word after")
     expect(page.locator(".pin").first.locator(".frame:not(.loading) img")).to_be_visible()
     # A citation leads to its pin, whose card has the focus and the citation's number.
-    cite = page.locator(".turn .cite").first
+    cite = page.locator(".turn .answer .cite").first
     number = cite.inner_text()
     cite.click()
     focused = page.locator(".pin .open:focus")
