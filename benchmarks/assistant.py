@@ -90,22 +90,28 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     if not depth.whole:
         watch.attach(model)
     pins = read_pins(args.cache)
-    rows: list[dict[str, Any]] = []
+    rows = read_progress(args.progress)
     with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
         bench = Bench(model, watch, vocabulary, tokenizer, Path(folder))
         bench.projected(pins, 1, 1, 1)  # warm
         bench.native(pins, 1, 1)
-        for batch in BATCHES[:1] if args.quick else BATCHES:
-            for number in CANDIDATES[:2] if args.quick else CANDIDATES:
-                text_tokens = len(prompts(bench.native_prompter, pins, number, 1)[0].ids) - number * (TOKENS_A_PICTURE + 2)
-                runs: dict[str, Callable[[], Timed]] = {
-                    f"(c) K={tokens}": partial(bench.projected, pins, number, batch, tokens) for tokens in TOKENS
-                }
-                runs["native"] = partial(bench.native, pins, number, batch)
-                for way, run in runs.items():
-                    said = {"way": way, "candidates": number, "batch": batch, "text_tokens": text_tokens}
-                    rows.append(said | repeat(run, _expected_s(said, rows), args))
-                    print(rows[-1], file=sys.stderr, flush=True)
+        for way, number, batch in cells(args.quick):
+            if any((row["way"], row["candidates"], row["batch"]) == (way, number, batch) for row in rows):
+                continue
+            text_tokens = len(prompts(bench.native_prompter, pins, number, 1)[0].ids) - number * (TOKENS_A_PICTURE + 2)
+            said = {"way": way, "candidates": number, "batch": batch, "text_tokens": text_tokens}
+            run = (
+                partial(bench.native, pins, number, batch)
+                if way == "native"
+                else partial(bench.projected, pins, number, batch, int(way.removeprefix("(c) K=")))
+            )
+            rows.append(said | repeat(run, _expected_s(said, rows), args))
+            print(way, number, batch, rows[-1].get("wall_s"), file=sys.stderr, flush=True)
+            if args.progress:
+                with args.progress.open("a") as file:
+                    file.write(json.dumps(rows[-1]) + "\n")
+    order = {cell: place for place, cell in enumerate(cells(args.quick))}
+    rows.sort(key=lambda row: (row["batch"], row["candidates"], order[row["way"], row["candidates"], row["batch"]]))
     return {
         "machine": describe_machine(("torch", "transformers")),
         "device": torch.cuda.get_device_name() if kind == "cuda" else "the CPU",
@@ -115,6 +121,24 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         "depth": asdict(depth),
         "rows": rows,
     }
+
+
+def cells(quick: bool) -> list[tuple[str, int, int]]:
+    """Way, candidates, batch: what is short first."""
+    found = [
+        (way, number, batch)
+        for way in (*(f"(c) K={tokens}" for tokens in TOKENS), "native")
+        for number in (CANDIDATES[:2] if quick else CANDIDATES)
+        for batch in (BATCHES[:1] if quick else BATCHES)
+    ]
+    return sorted(found, key=lambda cell: (cell[0] == "native", cell[1] * cell[2]))
+
+
+def read_progress(file: Path | None) -> list[dict[str, Any]]:
+    """The rows of a run that was broken off."""
+    if file is None or not file.is_file():
+        return []
+    return [json.loads(line) for line in file.read_text().splitlines()]
 
 
 def repeat(run: Callable[[], Timed], expected_s: float, args: argparse.Namespace) -> dict[str, Any]:
@@ -158,13 +182,19 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--size", choices=SHAPES, default="2B")
     parser.add_argument("--text-layers", type=int, help=f"how many to build (default: all on a GPU, {LAYERS[0]} on a CPU)")
     parser.add_argument("--vision-layers", type=int, help=f"how many to build (default: all on a GPU, {LAYERS[1]} on a CPU)")
+    parser.add_argument(
+        "--progress",
+        type=Path,
+        metavar="FILE",
+        help="rows are kept here as they come, and not run again by the next run, on this machine",
+    )
     parser.add_argument("--measured", type=Path, metavar="FILE", help="rows of an earlier run: only the report is made anew")
     parser.add_argument(
         "--cache", type=Path, default=Path(".cache/openclipart"), help="where demo.openclipart has put the pictures"
     )
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--repeat-s", type=float, default=270.0, help="no repeat is begun that would end after so long")
-    parser.add_argument("--limit-s", type=float, default=600.0, help="what is expected to take longer is not run, and said so")
+    parser.add_argument("--limit-s", type=float, default=300.0, help="what is expected to take longer is not run, and said so")
     parser.add_argument("--machine-hour", type=float, help="dollars an hour of this machine")
     defaults = Prices(0.0)
     for name in ("load", "input_million", "output_million", "picture_tokens", "answer_tokens"):
