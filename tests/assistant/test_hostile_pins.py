@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from assistant.brains import smollm2
-from assistant.brains.core import CoreBrain
+from assistant.brains.core import Asked, CoreBrain
 from assistant.brains.decoder import Decoder
 from assistant.brains.endpoint import EndpointBrain
 from assistant.brains.engine import Engine
@@ -120,7 +120,9 @@ def test_they_end_no_turn_and_stand_for_no_picture(core: CoreBrain, attacked: To
     special = []
     for pins in (found, tuple(replace(pin, title="bike") for pin in found)):
         turn = Turn(asking("a red bicycle"), "quick", asked.embedding_version, pins, asked.interests(USER))
-        special.append([number for number in prompter.prompt(SmallManner().ask(turn).segments).ids if number < SPECIAL])
+        said = SmallManner().ask(turn)
+        assert isinstance(said, Asked), "there are pins to speak of"
+        special.append([number for number in prompter.prompt(said.segments).ids if number < SPECIAL])
         assert special[-1].count(vocabulary.placeholder) == len(pins) + 1, "a place a pin, and one of an interest"
     assert special[0] == special[1], "special tokens are ours alone"
 
