@@ -222,8 +222,8 @@ def test_turns_beyond_the_places_are_sent_away_and_one_that_is_left_is_ended(
 
 
 def test_a_turn_past_its_time_is_ended_and_told(lake_with_interests: Lake, toy_brain: MakeBrain) -> None:
-    with running(settings(lake_with_interests, turn_s=0.01), toy_brain) as client:
-        name, data = whole_turn(client, asking("a flag"))[-1]
+    with running(settings(lake_with_interests, limits=LONG, turn_s=0.2), toy_brain) as client:
+        name, data = whole_turn(client, about_a_pin(client, mode="thinking"))[-1]
         assert name == "error" and data["retryable"]
 
 
