@@ -7,7 +7,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from assistant.turns import Limits
+
 GOAL = 0.90
+THINKING = Limits().thinking_tokens
+"""The most that a turn in thinking mode thinks before it answers."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +61,7 @@ def variations(prices: Prices) -> list[tuple[str, Prices]]:
         ),
         ("API counts 258 tokens a picture", replace(prices, picture_tokens=258)),
         ("answers of 300 tokens", replace(prices, answer_tokens=300)),
+        (f"thinking mode, all of its {THINKING} tokens", replace(prices, answer_tokens=THINKING + prices.answer_tokens)),
     ]
 
 

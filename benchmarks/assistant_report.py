@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
-from benchmarks.assistant_cost import GOAL, Prices, api, load_at_goal, own, variations
+from benchmarks.assistant_cost import GOAL, THINKING, Prices, api, load_at_goal, own, variations
 from benchmarks.assistant_shapes import DEEPSTACK, TOKENS_A_PICTURE, Depth, teraflop
 from benchmarks.assistant_turns import DIM
 from benchmarks.machine import machine_line
@@ -17,7 +17,7 @@ NATIVE, CACHED = "(a) native", "(b) cached"
 K, LEAST = 4, 20.0
 """Where the claim is judged: tokens a picture, and how many times sooner."""
 PROJECTED = f"(c) K={K}"
-HEAD = ("way", "pins", "batch", "tokens", "TFLOP", "first s", "least to most", "tokens/s", "ran s", "runs", "of which s")
+HEAD = ("way", "pins", "batch", "tokens", "TFLOP", "first token s", "least to most", "tokens/s", "ran s", "runs", "of which s")
 STAGES = {NATIVE: ("prepare", "tower", "prompt"), CACHED: ("fetch", "prompt")}
 
 Row = dict[str, Any]
@@ -81,6 +81,16 @@ def shares(found: Sequence[Row]) -> list[str]:
     return said
 
 
+def modes(found: Sequence[Row], at: int) -> list[str]:
+    """When the answer begins in both modes of the router; in thinking mode after as many tokens as a turn may think."""
+    rows = [row for way in (PROJECTED, NATIVE) if (row := pick(found, way, at))]
+    return [
+        f"{row['way']}, {at} candidates: an answer begins after {_seconds(row['first_s'])} s in quick mode, after "
+        f"{_seconds(row['first_s'] + THINKING * row['step_s'])} s in thinking mode, where all {THINKING} tokens are thought"
+        for row in rows
+    ]
+
+
 def costs(found: Sequence[Row], prices: Prices, at: int) -> list[tuple[str, float, float | None, float, float]]:
     """For each variation of the prices, in dollars: ours, the native tower's, the API's with pictures, with titles alone."""
     short, native = (pick(found, way, at, None) for way in (PROJECTED, NATIVE))
@@ -137,22 +147,11 @@ def describe(figures: Row, prices: Prices, at: int) -> str:
             "",
             format_table(
                 [_line(row) for row in figures["ways"]],
-                (
-                    "way",
-                    "pins",
-                    "batch",
-                    "tokens",
-                    "TFLOP",
-                    "first token s",
-                    "least to most",
-                    "tokens/s",
-                    "ran s",
-                    "runs",
-                    "of which s",
-                ),
+                HEAD,
             ),
             "",
             *shares(figures["ways"]),
+            *modes(figures["ways"], at),
             f"what (b) caches takes {cached_mb:.1f} MB a pin; the night's vector, {DIM} numbers, {DIM * 4 / 1e6:.3f} MB",
             "",
             f"a million turns over {at} candidates, in dollars, each way in the largest batch that was run",
