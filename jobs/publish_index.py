@@ -26,7 +26,8 @@ from embedding.index.release import ReleaseError, pointer_lock, publish, read_ca
 from embedding.index.retention import RELEASES_KEPT, abandoned_folders, delete_release, superseded_releases
 from embedding.tables import storage
 from embedding.tables.lake import Lake
-from jobs.session import arguments, log, run_program, whole_number
+from jobs.argument_types import whole_number
+from jobs.session import arguments, log, run_program
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
