@@ -24,16 +24,8 @@ from datetime import timedelta
 
 from airflow.sdk import DAG, Param
 
-from dags.common import (
-    MIGRATION_POOL,
-    POINTER_POOL,
-    StopWhenCheckFails,
-    build_and_check,
-    choose_encoders,
-    migration_slices,
-    spark_job,
-    task_policy,
-)
+from dags.common import MIGRATION_POOL, POINTER_POOL, choose_encoders, migration_slices, task_policy
+from dags.programs import StopWhenCheckFails, build_and_check, spark_job
 
 TO = "{{ ti.xcom_pull(task_ids='choose_encoders', key='candidate') }}"
 

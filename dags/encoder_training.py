@@ -20,7 +20,8 @@ from datetime import timedelta
 
 from airflow.sdk import DAG, CronTriggerTimetable, Param, TriggerRule
 
-from dags.common import StopWhenCheckFails, first_night, spark_job, task_policy
+from dags.common import first_night, task_policy
+from dags.programs import StopWhenCheckFails, spark_job
 from embedding.contracts import DS_PATTERN
 
 TRAINING_POOL = "training"

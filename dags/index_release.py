@@ -26,16 +26,14 @@ from dags.common import (
     DAY,
     PIN_EMBEDDINGS,
     POINTER_POOL,
-    build_and_check,
     choose_encoders,
     day_of,
     day_param,
-    mapped_job,
     releases_kept,
     retention_days,
-    spark_job,
     task_policy,
 )
+from dags.programs import build_and_check, mapped_job, spark_job
 
 with DAG(
     dag_id="index_release",

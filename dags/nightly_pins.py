@@ -27,16 +27,16 @@ from airflow.sdk import DAG, CronPartitionTimetable, Param, task, task_group
 from dags.common import (
     DAY,
     PIN_EMBEDDINGS,
-    StopWhenCheckFails,
     choose_encoders,
     day_of,
     day_param,
     export_is_complete,
     exports,
     first_night,
-    spark_job,
     task_policy,
 )
+from dags.connections import use_store
+from dags.programs import StopWhenCheckFails, spark_job
 
 with DAG(
     dag_id="nightly_pins",
@@ -71,6 +71,7 @@ with DAG(
     @task.sensor(mode="reschedule", poke_interval=30, timeout=6 * 3600, execution_timeout=timedelta(minutes=5))
     def wait_for_export(exports_uri: str, day: str) -> bool:
         """The day's export is complete."""
+        use_store()
         return export_is_complete(exports_uri, day)
 
     def announce_day(context: Any, _result: Any) -> None:

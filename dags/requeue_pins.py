@@ -16,7 +16,8 @@ from datetime import timedelta
 
 from airflow.sdk import DAG, Param
 
-from dags.common import POINTER_POOL, StopWhenCheckFails, build_and_check, choose_encoders, spark_job, task_policy
+from dags.common import POINTER_POOL, choose_encoders, task_policy
+from dags.programs import StopWhenCheckFails, build_and_check, spark_job
 from embedding.contracts import EMBED_REASONS
 
 with DAG(

@@ -23,7 +23,8 @@ from datetime import timedelta
 
 from airflow.sdk import DAG, CronTriggerTimetable, Param
 
-from dags.common import StopWhenCheckFails, first_night, forget_days, spark_job, table_retention_hours, task_policy
+from dags.common import first_night, forget_days, table_retention_hours, task_policy
+from dags.programs import StopWhenCheckFails, spark_job
 
 MAINTENANCE_POOL = "maintenance"
 """Pool of what rewrites and deletes the tables' files (dags/pools.json): beside the nights, in nobody's place."""

@@ -20,7 +20,8 @@ from datetime import timedelta
 
 from airflow.sdk import DAG, PartitionedAssetTimetable
 
-from dags.common import PIN_EMBEDDINGS, StopWhenCheckFails, choose_encoders, spark_job, task_policy
+from dags.common import PIN_EMBEDDINGS, choose_encoders, task_policy
+from dags.programs import StopWhenCheckFails, spark_job
 
 with DAG(
     dag_id="taste_profiles",

@@ -31,6 +31,7 @@ from embedding.tables.lake import DayChangedError, Lake, PartitionFilter, data_f
 from embedding.tables.scan import projected_schema, scan_file
 from embedding.tables.staging import STAGED_SCHEMA, StagedFile, describe_staged, staged_files
 from embedding.workers import imports_aside
+from jobs.credentials import credentials_conf
 
 ArrowRows = Iterator[pa.RecordBatch]
 Item = TypeVar("Item")
@@ -38,10 +39,8 @@ Item = TypeVar("Item")
 EXIT_BAD_INPUT = 2  # the day's data or the arguments are at fault: a retry without a change will fail again
 EXIT_GATE_FAILED = 3  # the quality gate said no
 
-ENCODER_HELP = (
-    "live (the default: the live release's; without a release $PINLAKE_ENCODER, else pinclip-base), candidate, an embedding "
-    "version of the lake, or a config's name or path"
-)
+ENCODER_HELP = """live (the default: the live release's; without a release $PINLAKE_ENCODER, else pinclip-base), candidate, an
+embedding version of the lake, or a config's name or path"""
 
 log = logging.getLogger("pinlake")
 
@@ -97,6 +96,7 @@ def spark_session(name: str) -> SparkSession:
         .config("spark.sql.execution.arrow.maxRecordsPerBatch", "1024")
         .config("spark.log.level", "WARN")
         .config("spark.ui.showConsoleProgress", "false")
+        .config(map=dict(credentials_conf()))
         # Spark takes what Python reads for little, and would send all of it to everyone. Adaptive execution sees sizes.
         .config("spark.sql.autoBroadcastJoinThreshold", "-1")
         .config("spark.sql.adaptive.autoBroadcastJoinThreshold", "10MB")
