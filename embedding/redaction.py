@@ -6,7 +6,6 @@ are secrets is told by their names. Protects what goes through it; a secret shou
 
 from __future__ import annotations
 
-import logging
 import os
 import re
 import sys
@@ -22,7 +21,7 @@ _LEAST_CHARS = 8
 """Shorter values ("true", "none") stand for themselves elsewhere in a log."""
 
 # Azure's `container@account` is no secret.
-_USER_INFO = re.compile(r"(?<!abfs:)(?<!abfss:)//[^/\s?#'\"]*@")
+_USER_INFO = re.compile(r"(?<=:)(?<!abfs:)(?<!abfss:)//[^/\s?#'\"]*@")
 _SECRET_WORDS = "secret|token|signature|password|passwd|credential|(?:api|access|private)[_.-]?key"  # noqa: S105
 _IN_A_QUERY = re.compile(rf"(?i)([?&;](?:sig|[\w.%-]*(?:{_SECRET_WORDS})[\w.%-]*)=)[^&\s#'\"]+")
 _SECRET_NAME = re.compile(rf"(?i){_SECRET_WORDS}|fernet|_auth_")
@@ -61,14 +60,6 @@ def hidden(text: str, environ: Mapping[str, str] | None = None) -> str:
     for secret in secrets_of(os.environ if environ is None else environ):
         text = text.replace(secret, HIDDEN)
     return shown_address(text)
-
-
-class HidingFormatter(logging.Formatter):
-    """Formats a log line, its traceback included, and hides the secrets in it."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        """The line."""
-        return hidden(super().format(record))
 
 
 def hide_in_tracebacks() -> None:

@@ -42,13 +42,13 @@ from jobs.inputs import LATEST, NothingPassedError, choose_inputs
 from jobs.session import (
     EXIT_GATE_FAILED,
     ArrowRows,
-    StepStatistics,
     arguments,
     log,
     map_arrow,
     run_program,
     spark_session,
 )
+from jobs.statistics import StepStatistics
 
 FORGET_DAYS = 7
 PARTITIONS_A_COMMIT = 200

@@ -17,7 +17,7 @@ _LEAST_CHARS = 8
 def forms(secret: str) -> set[bytes]:
     """What a secret looks like as it is, in an address, in JSON, and in base64 wherever it begins within a longer text.
 
-    >>> b64encode(b"user:" + b"hunter2-hunter2").find(min(forms("hunter2-hunter2"), key=len)) > 0
+    >>> any(look in b64encode(b"user:hunter2-hunter2") for look in forms("hunter2-hunter2"))
     True
     """
     if len(secret) < _LEAST_CHARS:
