@@ -21,7 +21,7 @@ _LEAST_CHARS = 8
 """Shorter values ("true", "none") stand for themselves elsewhere in a log."""
 
 # Azure's `container@account` is no secret.
-_USER_INFO = re.compile(r"(?<=:)(?<!abfs:)(?<!abfss:)//[^/\s?#'\"]*@")
+_USER_INFO = re.compile(r"(?<=:)(?:(?<!abfs:)(?<!abfss:)//[^/\s?#'\"]*@|//[^/\s?#'\"@]*:[^/\s?#'\"]*@)")
 _SECRET_WORDS = "secret|token|signature|password|passwd|credential|(?:api|access|private)[_.-]?key"  # noqa: S105
 _IN_A_QUERY = re.compile(rf"(?i)([?&;](?:sig|[\w.%-]*(?:{_SECRET_WORDS})[\w.%-]*)=)[^&\s#'\"]+")
 _SECRET_NAME = re.compile(rf"(?i){_SECRET_WORDS}|fernet|_auth_")
