@@ -29,22 +29,8 @@ from tests.secrets_in import find_secrets, forms
 
 REPO = Path(__file__).resolve().parents[1]
 DS = "2026-11-18"
-PLANTED = {
-    name: f"{secrets.token_urlsafe(18)}/+{secrets.token_hex(4)}"
-    for name in [
-        "store",
-        "session",
-        "spark",
-        "mlflow",
-        "alert",
-        "token",
-        "endpoint",
-        "fernet",
-        "database",
-        "address",
-        "signature",
-    ]
-}
+NAMES = ("store", "session", "spark", "mlflow", "alert", "token", "endpoint", "fernet", "database", "address", "signature")
+PLANTED = {name: f"{secrets.token_urlsafe(18)}/+{secrets.token_hex(4)}" for name in NAMES}
 ENVIRONMENT = {
     "AWS_ACCESS_KEY_ID": "AN-ACCESS-KEY-ID",
     "AWS_SECRET_ACCESS_KEY": PLANTED["store"],

@@ -209,6 +209,18 @@ def test_the_program_refuses_what_json_schema_lets_through(
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("content", ["root:x:0:0:a-secret", '"a-secret"', "[1, 'a-secret']", "\x80\x04a-secret"])
+def test_a_file_that_is_no_config_and_no_recipe_is_refused_and_not_shown(tmp_path: Path, content: str) -> None:
+    from embedding.encoder.config import ConfigError, load_config
+    from embedding.encoder.recipe import RecipeError, load_recipe
+
+    (tmp_path / "file").write_text(content)
+    for load, kind in ((load_config, ConfigError), (load_recipe, RecipeError)):
+        with pytest.raises(kind, match=r"not JSON|a JSON object is needed") as caught:
+            load(str(tmp_path / "file"))
+        assert "a-secret" not in str(caught.value)
+
+
 def test_what_is_no_param_reaches_no_program(argv: Argv) -> None:
     others = {"application": "/x", "conf": {"spark.x": "y"}, "encoder": "--x", "env_vars": {"X": "y"}}
     assert argv("taste_profiles", "graph", **others) == argv("taste_profiles", "graph")
