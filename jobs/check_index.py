@@ -36,6 +36,7 @@ from embedding.index.release import (
     write_check,
 )
 from embedding.index.tuning import RECALL_GOAL, TOP, single_query_ms
+from embedding.log_lines import tell
 from embedding.quality.releases import neighbour_overlap
 from embedding.tables import storage
 from embedding.tables.lake import Lake
@@ -182,6 +183,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse_args(argv)
     lake = Lake(args.home)
     manifest = read_manifest(lake, read_candidate(lake, args.run_id))
+    tell(embedding_version=manifest.embedding_version, ds=manifest.days[-1])
     check = verdict(lake, manifest, check_release(lake, manifest, args))
     write_check(lake, manifest.release_id, check)
     record_check(lake, manifest, check)

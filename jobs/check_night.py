@@ -24,7 +24,8 @@ from embedding.tables.lake import Lake, Partition, partition_is
 from embedding.tables.rows import write_row
 from jobs.lookups import find_rows, wanted_rows
 from jobs.night_rows import one_row, table_versions, vector_facts
-from jobs.session import EXIT_GATE_FAILED, StepStatistics, arguments, job_encoder, log, read_table, run_program, spark_session
+from jobs.session import EXIT_GATE_FAILED, arguments, job_encoder, log, read_table, run_program, spark_session
+from jobs.statistics import StepStatistics
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:

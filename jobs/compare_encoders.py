@@ -33,6 +33,7 @@ from embedding.index.reader import Release, open_live
 from embedding.index.recall import Ids
 from embedding.index.release import Manifest, ReleaseError, read_candidate, read_check, read_manifest
 from embedding.index.tuning import RECALL_GOAL
+from embedding.log_lines import tell
 from embedding.quality.releases import compare_neighbours
 from embedding.tables.lake import Lake, PartitionFilter, partition_is
 from embedding.tables.scan import projected_schema, scan
@@ -135,6 +136,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse_args(argv)
     lake = Lake(args.home)
     live, candidate = open_live(lake), Release(lake, read_manifest(lake, read_candidate(lake, args.run_id)))
+    tell(embedding_version=candidate.manifest.embedding_version, ds=candidate.manifest.days[-1])
     checks = [read_check(lake, release.manifest.release_id) for release in (live, candidate)]
     recalls = [check.recall_at_10 if check else 0.0 for check in checks]
     figures = {"live_recall_at_10": recalls[0], "candidate_recall_at_10": recalls[1], "allow_worse": args.allow_worse}

@@ -11,8 +11,6 @@ Step 3's encoding is a stage of its own, the only one that asks for GPUs (jobs/r
 
 from __future__ import annotations
 
-import logging
-import sys
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -81,13 +79,6 @@ def hash_contents(pins: DataFrame, limits: ImageLimits) -> DataFrame:
     return map_arrow(pins, partial(hash_batches, limits=limits), HASHED)
 
 
-def log_in_worker(message: str, *values: object) -> None:
-    """A line in the log of the executor whose task calls this: its Python processes have no logging of their own."""
-    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
-    log.setLevel(logging.INFO)
-    log.info(message, *values)
-
-
 def encode_contents(
     unknown: DataFrame, lake: Lake, job: DayJob, limits: ImageLimits, profile: ResourceProfile | None
 ) -> DataFrame:
@@ -96,7 +87,7 @@ def encode_contents(
 
     def run(batches: ArrowRows) -> ArrowRows:
         config, device, cores = worker_encoder(lake, version), task_device(), task_cores()
-        log_in_worker("%s: encodes on %s with %d cores", version, device, cores)
+        log.info("%s: encodes on %s with %d cores", version, device, cores)
         return encode_batches(batches, config, run_id, batch_size=batch_size, device=device, cores=cores, limits=limits)
 
     return map_arrow(unknown, run, SETTLED, profile)

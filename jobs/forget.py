@@ -41,7 +41,6 @@ from jobs.inputs import LATEST, NothingPassedError, choose_inputs
 from jobs.session import (
     EXIT_GATE_FAILED,
     ArrowRows,
-    StepStatistics,
     arguments,
     log,
     map_arrow,
@@ -49,6 +48,7 @@ from jobs.session import (
     spark_session,
     whole_number,
 )
+from jobs.statistics import StepStatistics
 
 FORGET_DAYS = 7
 PARTITIONS_A_COMMIT = 200

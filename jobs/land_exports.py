@@ -36,7 +36,6 @@ from embedding.tables.staging import StagedFile, Stager
 from jobs.gone_users import gone_users, land_users, names_gone_users, with_implied, without_content
 from jobs.session import (
     ArrowRows,
-    StepStatistics,
     arguments,
     contract_partition,
     log,
@@ -48,6 +47,7 @@ from jobs.session import (
     until_settled,
     with_columns,
 )
+from jobs.statistics import StepStatistics
 
 CONTRACTS: dict[str, TableContract] = {"users": USERS, "boards": BOARDS, "saves": SAVES, "pins": PINS}
 KEYS = {name: [column for column in contract.key if column != "ds"] for name, contract in CONTRACTS.items()}

@@ -25,6 +25,7 @@ from embedding.contracts import NIGHTS, PIN_EMBEDDINGS, PINS
 from embedding.encoder.config import ConfigError
 from embedding.encoder.store import CANDIDATE, fresh_versions
 from embedding.index.release import ReleaseError, live_version
+from embedding.log_lines import tell
 from embedding.quality.gate import NightCounts, check_counts, check_vectors
 from embedding.tables.lake import DayChangedError, Lake, partition_version
 from embedding.tables.nights import passed_days
@@ -90,6 +91,7 @@ def open_days(spark: SparkSession, migration: Migration, days: Sequence[str]) ->
 def migrate_day(spark: SparkSession, migration: Migration, ds: str) -> list[str]:
     """Embeds, checks and records one day; returns what the check found wrong."""
     lake, args, started = migration.lake, migration.args, time.monotonic()
+    tell(ds=ds)
     only = migration.living.where(F.col("ds") == ds).drop("ds")
     job = DayJob(ds, migration.version, args.run_id, args.batch_size, retry_of(args), only)
     statistics: dict[str, float] = {}
