@@ -113,8 +113,8 @@ class Disk:
 class Store:
     """The WSGI application: a key's check before moto's server, the disk after it."""
 
-    def __init__(self, disk: Disk, access_key: str, secret_key: str) -> None:
-        self._disk, self._access_key, self._secret_key = disk, access_key, secret_key
+    def __init__(self, disk: Disk, access_key: str, secret_key: str, log: Path | None = None) -> None:
+        self._disk, self._access_key, self._secret_key, self._log = disk, access_key, secret_key, log
         self._moto = DomainDispatcherApplication(create_backend_app)
         self._one_write = threading.Lock()
 
@@ -146,8 +146,17 @@ class Store:
             if str(answer[0]).startswith("2"):
                 for bucket, name in _written(environ, body):
                     self._disk.follow(bucket, name)
+            self._record(environ, int(str(answer[0])[:3]))
         start_response(*answer)
         return content
+
+    def _record(self, environ: Mapping[str, Any], status: int) -> None:
+        if self._log is None:
+            return
+        asked = {"method": environ["REQUEST_METHOD"], "path": unquote(_raw_path(environ)), "status": status}
+        conditions = {name: _header(environ, name) for name in ("if-none-match", "if-match") if _header(environ, name)}
+        with self._log.open("a") as log:
+            log.write(json.dumps(asked | conditions) + "\n")
 
 
 def _written(environ: Mapping[str, Any], body: bytes) -> list[tuple[str, str | None]]:
@@ -226,6 +235,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--port", type=int, default=9000)
     parser.add_argument("--folder", type=Path, required=True, help="where the objects are kept")
     parser.add_argument("--bucket", action="append", default=[], help="a bucket to make where it is missing; more than once")
+    parser.add_argument(
+        "--log", type=Path, help="a line of JSON for each write: what was asked, on which condition, the status"
+    )
     parser.add_argument("--certificate", type=Path, help="PEM file: speak TLS; with --key")
     parser.add_argument("--key", type=Path, help="PEM file of the certificate's key")
     return parser.parse_args(argv)
@@ -248,7 +260,7 @@ def main(argv: list[str] | None = None) -> int:
     for bucket in args.bucket:
         disk.make_bucket(bucket)
     tls = (str(args.certificate), str(args.key)) if args.certificate else None
-    store = Store(disk, access_key, secret_key)
+    store = Store(disk, access_key, secret_key, args.log)
     server = make_server(args.host, args.port, store, threaded=True, request_handler=QuietHandler, ssl_context=tls)
     print(f"an S3 store with {count} objects at {'https' if tls else 'http'}://{args.host}:{server.server_port}", flush=True)
     server.serve_forever()
