@@ -49,13 +49,9 @@ from embedding.tables.scan import scan_file
 from embedding.tables.staging import MAX_ROWS_A_FILE, STAGED_SCHEMA, StagedFile, describe_staged, staged_files
 from embedding.taste.graph import GraphError
 from embedding.taste.store import finished_graphs
-<<<<<<< HEAD
 from jobs.argument_types import MOST_DAYS, whole_number
-from jobs.session import StepStatistics, arguments, log, map_items, run_program, spark_session, stage
-=======
-from jobs.session import arguments, log, map_items, run_program, spark_session, stage, whole_number
+from jobs.session import arguments, log, map_items, run_program, spark_session, stage
 from jobs.statistics import StepStatistics
->>>>>>> ba3b83f1ac71ea7123cc14d2c45ee79d6c43f437
 
 PARTITIONS_A_COMMIT = 200
 """Small partitions that are rewritten and committed together: what a killed run has to do again."""
