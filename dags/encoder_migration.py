@@ -24,6 +24,7 @@ from datetime import timedelta
 
 from airflow.sdk import DAG, Param
 
+from dags.alerts import run_failed
 from dags.common import MIGRATION_POOL, POINTER_POOL, choose_encoders, migration_slices, task_policy
 from dags.programs import StopWhenCheckFails, build_and_check, spark_job
 from embedding.contracts import FILE_OR_NAME_PATTERN
@@ -40,6 +41,7 @@ with DAG(
     max_active_runs=1,
     dagrun_timeout=timedelta(days=14),
     default_args=task_policy(),
+    on_failure_callback=run_failed,
     params={
         "to": Param(
             "candidate",

@@ -20,6 +20,7 @@ from datetime import timedelta
 
 from airflow.sdk import DAG, CronTriggerTimetable, Param, TriggerRule
 
+from dags.alerts import run_failed
 from dags.common import first_night, task_policy
 from dags.programs import StopWhenCheckFails, spark_job
 from embedding.contracts import DS_PATTERN, FILE_OR_NAME_PATTERN
@@ -38,6 +39,7 @@ with DAG(
     max_active_runs=1,
     dagrun_timeout=timedelta(days=3),
     default_args=task_policy(),
+    on_failure_callback=run_failed,
     params={
         "recipe": Param(
             "pinclip-base",

@@ -16,6 +16,7 @@ from datetime import timedelta
 
 from airflow.sdk import DAG, Param
 
+from dags.alerts import run_failed
 from dags.common import POINTER_POOL, choose_encoders, task_policy
 from dags.programs import StopWhenCheckFails, build_and_check, spark_job
 from embedding.contracts import EMBED_REASONS, MAX_ID
@@ -30,6 +31,7 @@ with DAG(
     max_active_runs=1,
     dagrun_timeout=timedelta(hours=24),
     default_args=task_policy(),
+    on_failure_callback=run_failed,
     params={
         "reasons": Param(
             [],

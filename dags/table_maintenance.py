@@ -23,6 +23,7 @@ from datetime import timedelta
 
 from airflow.sdk import DAG, CronTriggerTimetable, Param
 
+from dags.alerts import run_failed
 from dags.common import first_night, forget_days, table_retention_hours, task_policy
 from dags.programs import StopWhenCheckFails, spark_job
 
@@ -43,6 +44,7 @@ with DAG(
     max_active_runs=1,
     dagrun_timeout=timedelta(days=2),
     default_args=task_policy(),
+    on_failure_callback=run_failed,
     params={
         "dry_run": Param(False, type="boolean", description="Say what would be done, and do nothing."),
         "retention_hours": Param(
