@@ -76,38 +76,34 @@ def store() -> Iterator[str]:
     server.stop()
 
 
-def submit(folder: Path, store: str, *words: str) -> int:
-    """A program by the real spark-submit with every secret in its environment; what it says goes to a file of `folder`."""
+def run(folder: Path, store: str, *command: str) -> int:
+    """Runs a command with every secret in its environment; what it says goes to a file of `folder`."""
     aws = {"AWS_ENDPOINT_URL": store, "AWS_REGION": "us-east-1", "AWS_DEFAULT_REGION": "us-east-1", "AWS_ALLOW_HTTP": "true"}
     aws |= {"AWS_EC2_METADATA_DISABLED": "true", "AWS_CONFIG_FILE": os.devnull, "AWS_SHARED_CREDENTIALS_FILE": os.devnull}
     spark = {"PYSPARK_PYTHON": sys.executable, "SPARK_LOCAL_IP": "127.0.0.1", "PYTHONPATH": str(REPO)}
-    (folder / "events").mkdir(exist_ok=True)
-    events = {
-        "spark.eventLog.enabled": "true",
-        "spark.eventLog.compress": "false",
-        "spark.eventLog.dir": (folder / "events").as_uri(),
-    }
-    conf = [word for item in {**LAPTOP_SPARK_CONF, **events}.items() for word in ("--conf", "=".join(item))]
-    program = [str(Path(sys.executable).with_name("spark-submit")), "--master", "local[1]", *conf]
-    program += [str(REPO / "jobs" / words[0]), *words[1:]]
+    environment = {**os.environ, **aws, **spark, **ENVIRONMENT}
     with (folder / f"{len(list(folder.iterdir()))}.log").open("wb") as log:
-        environment = {**os.environ, **aws, **spark, **ENVIRONMENT}
-        return subprocess.run(
-            program, env=environment, stdout=log, stderr=subprocess.STDOUT, check=False, timeout=150
-        ).returncode
+        done = subprocess.run(command, env=environment, stdout=log, stderr=subprocess.STDOUT, check=False, timeout=150)
+    return done.returncode
 
 
 def test_a_program_that_ends_well_and_one_that_fails_leave_no_secret_in_logs_and_events(store: str, tmp_path: Path) -> None:
     left, exports = tmp_path / "left", tmp_path / "exports"
     left.mkdir()
     write_day(exports, DS, {"pins": [pin(DS, 1, 1, 1, "a pin"), *pins_with_secrets()]})
+    (left / "events").mkdir()
+    events = {"spark.eventLog.enabled": "true", "spark.eventLog.compress": "false"}
+    events |= {"spark.eventLog.dir": (left / "events").as_uri()}
+    conf = [word for item in {**LAPTOP_SPARK_CONF, **events}.items() for word in ("--conf", "=".join(item))]
+    spark_submit = (str(Path(sys.executable).with_name("spark-submit")), "--master", "local[1]", *conf)
+    land, publish = (str(REPO / "jobs" / name) for name in ("land_exports.py", "publish_index.py"))
     asked = ("--run-id", "run", "--ds", DS, "--exports", str(exports))
-    assert submit(left, store, "land_exports.py", "--home", "s3://lake/home", *asked) == 0
-    assert submit(left, store, "land_exports.py", "--home", "s3://no-such-bucket/home", *asked) != 0
+    assert run(left, store, *spark_submit, land, "--home", "s3://lake/home", *asked) == 0
+    assert run(left, store, sys.executable, publish, "--home", "s3://no-such-bucket/home", "--run-id", "run") != 0
     logs = "".join(path.read_text() for path in left.glob("*.log"))
     assert "no-such-bucket" in logs and "Traceback" in logs
-    events = [path for path in (left / "events").rglob("*") if path.is_file() and path.name.startswith(("events_", "local-"))]
-    assert events and any("spark.executorEnv.AWS_SECRET_ACCESS_KEY" in path.read_text(errors="replace") for path in events)
+    written = [path for path in (left / "events").rglob("*") if path.is_file() and path.name.startswith(("events_", "local-"))]
+    assert written and any("spark.executorEnv.AWS_SECRET_ACCESS_KEY" in path.read_text(errors="replace") for path in written)
     assert find_secrets([left], {**PLANTED, "key id": "AN-ACCESS-KEY-ID"}) == []
 
 

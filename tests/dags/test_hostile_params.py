@@ -77,8 +77,7 @@ def argv(dags: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Iter
         from airflow.sdk.definitions.param import process_params
 
         dag = copy.deepcopy(dags[dag_id])
-        for name, default in defaults[dag_id].items():  # a Param remembers what it was given, and the line above shares them
-            dag.params.get_param(name).value = default
+        conf = {**defaults[dag_id], **conf}  # all of them, since a Param remembers what it was given, and copies share it
         task = dag.get_task(task_id)
         ti = SimpleNamespace(xcom_pull=xcom_pull, map_index=0, task=task)
         context = {"dag": dag, "task": task, "ti": ti, "run_id": run_id}

@@ -34,7 +34,7 @@ class _Osv(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         affected = asked["package"]["name"] == "some-package" and asked["version"] == "1.9"
-        body = json.dumps({"vulns": [ADVISORY]} if affected else {}).encode()
+        body = json.dumps({"vulns": [ADVISORY]} if affected else {}).replace("Some_Package", "some-package").encode()
         self.send_response(200)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
