@@ -28,6 +28,10 @@ _SECRET_NAME = re.compile(rf"(?i){_SECRET_WORDS}|fernet|_auth_")
 _ADDRESS_NAME = re.compile(r"(?i)_(?:URI|URL|CONN)(?:$|_)|SQL_ALCHEMY|BROKER|BACKEND")
 
 
+class CredentialsInAddressError(ValueError):
+    """An address that says who asks, where it would be seen by others. The message does not repeat it."""
+
+
 def shown_address(text: str) -> str:
     """The text with what addresses in it carry hidden: user and password, and a query's keys, tokens and signatures.
 

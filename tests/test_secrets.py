@@ -147,6 +147,9 @@ def test_what_an_address_carries_is_hidden(text: str, shown: str) -> None:
 def test_addresses_with_a_key_are_known() -> None:
     assert all(map(has_credentials, ("s3://k:s@b/h", "https://t@h", "abfss://a:k@x")))
     assert not any(map(has_credentials, ("abfss://box@x", "/a@b", "s3://b/a@c")))
+    with pytest.raises(ValueError, match="may not carry credentials") as refused:
+        Lake("s3://key:secret@bucket/home")
+    assert "key:secret" not in str(refused.value)
 
 
 def test_an_error_that_nobody_catches_is_printed_without_the_environment_s_secrets(tmp_path: Path) -> None:

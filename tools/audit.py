@@ -176,7 +176,7 @@ def audit_offline(pins: Iterable[tuple[str, str]], dump: Path) -> Audited:
     found = Audited()
     with zipfile.ZipFile(dump) as archive:
         for member in archive.namelist():
-            advisory = json.loads(archive.read(member)) if member.endswith(".json") else {"withdrawn": True}
+            advisory: dict[str, Any] = json.loads(archive.read(member)) if member.endswith(".json") else {"withdrawn": True}
             if advisory.get("withdrawn"):
                 continue
             for affected in advisory.get("affected", ()):

@@ -22,6 +22,7 @@ from deltalake.exceptions import CommitFailedError, DeltaError
 from deltalake.transaction import AddAction, CommitProperties, RemoveAction, Transaction
 
 from embedding.contracts import ENCODERS_FOLDER, TABLES, TableContract
+from embedding.redaction import CredentialsInAddressError, has_credentials
 from embedding.tables import storage
 from embedding.tables.staging import StagedFile
 
@@ -50,11 +51,17 @@ class DayChangedError(Exception):
 
 @dataclass(frozen=True)
 class Lake:
-    """The addresses below one home (a folder or an object-store prefix). Creates nothing by itself."""
+    """The addresses below one home (a folder or an object-store prefix). Creates nothing by itself.
+
+    Raises CredentialsInAddressError where the home's address carries a key or a password: it stands in logs, and on command lines.
+    """
 
     home: str
 
     def __post_init__(self) -> None:
+        if has_credentials(self.home):
+            what_to_do = "give them by the environment (docs/security.md)"
+            raise CredentialsInAddressError(f"a lake's address may not carry credentials: {what_to_do}")
         object.__setattr__(self, "home", storage.normalise_uri(self.home))
 
     def table_uri(self, contract: TableContract) -> str:

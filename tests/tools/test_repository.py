@@ -94,7 +94,7 @@ def dangers(source: str) -> Iterator[str]:
         given = {f"{keyword.arg}={ast.unparse(keyword.value)}" for keyword in node.keywords}
         name = name_of(node)
         if name in CALLS and CALLS[name] not in given:
-            yield f"line {node.lineno}: {name} {'without ' + CALLS[name] if CALLS[name] else ''}".rstrip()
+            yield f"line {node.lineno}: {name} (only with {CALLS[name]})"
         if given & {"shell=True", "trust_remote_code=True", "allow_pickle=True", "weights_only=False"}:
             yield f"line {node.lineno}: {name} with {', '.join(sorted(given))}"
 
