@@ -34,15 +34,18 @@ log = logging.getLogger("pinlake")
 
 
 def run_folder(run_id: str) -> str:
-    """The name of a run's folders. Two runs never share one, whatever whoever started them called them.
+    """The name of a run's folders. Two runs never share one, whatever those who started them called them.
 
-    ASCII's letters and digits, `-` and `_` stay; a name with anything else, or over 100 characters, gets a hash at its end.
+    ASCII's letters and digits, `-` and `_` stay. A name with anything else, of over 100 characters, or that ends as if it had
+    one already, gets a hash at its end.
 
     >>> run_folder("../../by hand")
-    '______by_hand-0357f9ef'
+    '______by_hand-0357f9ef125381f2'
     """
     name = re.sub(r"[^A-Za-z0-9_-]", "_", run_id)[:100]
-    return name if name == run_id else f"{name}-{hashlib.sha256(run_id.encode()).hexdigest()[:8]}"
+    if name == run_id and not re.search(r"-[0-9a-f]{16}$", name):
+        return name
+    return f"{name}-{hashlib.sha256(run_id.encode()).hexdigest()[:16]}"
 
 
 class DayChangedError(Exception):
@@ -53,7 +56,7 @@ class DayChangedError(Exception):
 class Lake:
     """The addresses below one home (a folder or an object-store prefix). Creates nothing by itself.
 
-    Raises CredentialsInAddressError where the home's address carries a key or a password: it stands in logs, and on command lines.
+    Raises CredentialsInAddressError where the home's address carries a key or a password: it would stand in logs.
     """
 
     home: str
