@@ -235,6 +235,31 @@ def test_a_partition_key_that_is_no_day_fails_the_task_for_good(argv: Argv, dag_
         argv(dag_id, task_id, key=key)
 
 
+@pytest.mark.parametrize(
+    ("name", "refused"),
+    [
+        ("spark.authenticate.secret", True),
+        ("spark.hadoop.fs.s3a.secret.key", True),
+        ("spark.executorEnv.AWS_SECRET_ACCESS_KEY", True),
+        ("spark.ssl.keyPassword", True),
+        ("spark.authenticate.secret.file", False),
+        ("spark.kubernetes.driver.secrets.a", False),
+    ],
+)
+def test_no_secret_goes_on_the_command_line(
+    dags: dict[str, Any], monkeypatch: pytest.MonkeyPatch, name: str, refused: bool
+) -> None:
+    from dags.programs import spark_job
+
+    monkeypatch.setenv("PINLAKE_SPARK_CONF", json.dumps({name: "hunter2"}))
+    if refused:
+        with pytest.raises(ValueError, match=name) as caught:
+            spark_job("a_task", "a_job.py")
+        assert "hunter2" not in str(caught.value)
+    else:
+        assert spark_job("a_task", "a_job.py").conf[name] == "hunter2"
+
+
 def test_a_real_spark_submit_hands_every_argument_on_as_it_is(argv: Argv, tmp_path: Path) -> None:
     program = tmp_path / "program.py"
     program.write_text("import json, sys; print(json.dumps(sys.argv[1:]))")
