@@ -18,11 +18,10 @@ from typing import Any
 from airflow.providers.apache.spark.operators.spark_submit import SparkSubmitOperator
 from airflow.sdk import RetryDecision, RetryPolicy
 
+from dags.alerts import is_bad_data
 from dags.common import SPARK_POOL, home, recall_goal
 from dags.connections import SPARK_CONNECTION, mlflow_environment, spark_environment, store_environment
-
-CHECK_FAILED_EXIT = 3
-"""Exit status of a check program that ran well and found the data bad: running it again would find the same."""
+from dags.lineage import lineage_of
 
 
 class SparkJob(SparkSubmitOperator):
@@ -48,6 +47,14 @@ class SparkJob(SparkSubmitOperator):
             self._hook._env_vars = {**(self._hook._env_vars or {}), **secrets}
         super().execute(context)
 
+    def get_openlineage_facets_on_start(self) -> Any:
+        """What the program is to read and write."""
+        return lineage_of(self)
+
+    def get_openlineage_facets_on_complete(self, ti: Any) -> Any:
+        """What it has read and written."""
+        return lineage_of(self, ti)
+
     def _secrets(self, hook: Any) -> dict[str, str]:
         if hook._is_yarn or hook._is_kubernetes or hook._connection["deploy_mode"] == "cluster":
             return {}
@@ -69,7 +76,7 @@ class StopWhenCheckFails(RetryPolicy):
         context: Mapping[str, Any] | None = None,  # noqa: ARG002
     ) -> RetryDecision:
         """Decides from the error's text."""
-        if f"Error code is: {CHECK_FAILED_EXIT}." in str(exception):
+        if is_bad_data(exception):
             return RetryDecision.fail(reason="the check found bad data; its findings are above and in the table `nights`")
         return RetryDecision.default()
 

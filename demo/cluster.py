@@ -87,7 +87,7 @@ class ClusterTest:
             os.environ.update(self._cluster.store_environment())
             self._upload()
             undisturbed = self._undisturbed()
-            services.up(*AIRFLOW, *SPARK)
+            services.up(*AIRFLOW, *SPARK, timeout_s=900)
             self._progress.say(f"the cluster is up: {', '.join(sorted(s.title for s in services.services))}")
             self._api = self._cluster.api
             self._night()
