@@ -129,8 +129,8 @@ def _spark_conf() -> dict[str, str]:
     given = json.loads(os.environ.get("PINLAKE_SPARK_CONF") or "{}")
     if secrets := [name for name in given if _SECRET_PROPERTY.search(name)]:
         raise ValueError(
-            f"PINLAKE_SPARK_CONF goes on a command line, which others can read: put {', '.join(secrets)} into spark-defaults.conf, "
-            "or the secret into a connection (docs/security.md)"
+            f"PINLAKE_SPARK_CONF goes on a command line, which others can read: put {', '.join(secrets)} into "
+            "spark-defaults.conf, or the secret into a connection (docs/security.md)"
         )
     # Spark would take `python3` from PATH, which need not be the one that has pyarrow.
     python = os.environ.get("PYSPARK_PYTHON") or sys.executable
