@@ -23,6 +23,7 @@ import argparse
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -199,6 +200,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     """Runs it all; returns the exit status."""
     args = parse_args(argv)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # an end by request ends what was started, too
     folder = args.folder.resolve()
     shutil.rmtree(folder, ignore_errors=True)
     test = ClusterTest(folder, args.cache, Progress())
