@@ -5,15 +5,16 @@ CACHE ?= .cache/openclipart
 PY := .venv/bin/python
 # Airflow's nights in one process, all other files in the other (tests/conftest.py).
 PYTEST_WORKERS ?= --numprocesses 2 --dist loadfile --no-loadscope-reorder
+COMPILE := .venv/bin/uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --quiet
 export PINLAKE_HOME
 
 .DEFAULT_GOAL := help
-.PHONY: help env browser demo assistant notebook up down test lint unit docs train train-assistant lock clean
+.PHONY: help env browser demo assistant notebook up down test lint unit docs train train-assistant lock compose-env clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | awk -F '\t' '{printf "make %-16s %s\n", $$1, $$2}'
 
-env: ## the environment in .venv, from requirements.lock
+env: ## the environment in .venv, from requirements-dev.lock
 	@tools/setup_env.sh
 
 demo: env ## three real nights on real pictures through Airflow and Spark, then a report
@@ -57,9 +58,14 @@ train: env ## the shipped encoder's weights, trained anew on the demo's lake
 train-assistant: env ## the assistant's projector and LoRA weights, trained anew on the demo's lake: half an hour
 	@$(PY) -m demo.train_assistant --home "$(PINLAKE_HOME)"
 
-lock: env ## requirements.lock from pyproject.toml
-	@.venv/bin/uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --generate-hashes \
-		--no-emit-index-url --no-header --quiet --output-file requirements.lock
+lock: env ## requirements.lock and requirements-dev.lock from pyproject.toml, and the locks of tools/images
+	@$(COMPILE) pyproject.toml --output-file requirements.lock
+	@$(COMPILE) pyproject.toml --extra dev --constraint requirements.lock --output-file requirements-dev.lock
+	@$(COMPILE) tools/images/store.in --constraint requirements-dev.lock --output-file tools/images/store.lock
+	@$(COMPILE) tools/images/mlflow.in --output-file tools/images/mlflow.lock
+
+compose-env: ## .env for docker-compose.yml, its secrets made at random; keeps what is there
+	@python3 tools/make_env.py
 
 clean: ## removes the demo's data (not .venv, not the fetched pictures)
 	rm -rf "$(PINLAKE_HOME)"

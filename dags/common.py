@@ -1,4 +1,4 @@
-"""What the DAG files share: settings from the environment, the day of a run, and how a Spark program is submitted.
+"""What the DAG files share: settings from the environment, the day of a run, and the encoders that it works with.
 
 Settings (read where a DAG file is parsed, so set them alike for scheduler, DAG processor and workers):
 
@@ -18,6 +18,8 @@ Settings (read where a DAG file is parsed, so set them alike for scheduler, DAG 
 | PINLAKE_SPARK_CONF | JSON object of Spark properties, added to those below | {} |
 | PYSPARK_PYTHON | Python of driver and executors | the one that parses the DAG |
 | PINLAKE_RETRY_DELAY_S | seconds before the first retry; doubles with each | 300 |
+| PINLAKE_DEADLINE_HOURS | JSON object: hours within which a DAG's run must be through; 0 for none | dags/alerts.py |
+| PINLAKE_RUNBOOK | address of the runbook that alerts name | docs/operations.md |
 | PINLAKE_FIRST_NIGHT | moment (ISO 8601) before which nothing is scheduled | none: the next 02:00 UTC |
 
 Nothing here reads data but `export_is_complete`, which looks at two names, and `read_encoders`, which reads small markers.
@@ -27,16 +29,16 @@ from __future__ import annotations
 
 import json
 import os
-import sys
-from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
-from airflow.providers.apache.spark.operators.spark_submit import SparkSubmitOperator
-from airflow.sdk import Asset, Param, RetryDecision, RetryPolicy, task
+from airflow.sdk import Asset, Param, task
 from airflow.sdk.exceptions import AirflowFailException
 
+from dags.alerts import task_failed
+from dags.connections import use_store
 from embedding.contracts import (
     DS_PATTERN,
     ENCODERS_FOLDER,
@@ -54,24 +56,27 @@ PIN_EMBEDDINGS = Asset(name="pin_embeddings", uri="pinlake://tables/pin_embeddin
 SPARK_POOL, MIGRATION_POOL, POINTER_POOL = "spark", "migration", "release_pointer"
 """Pools (dags/pools.json): of tasks that run Spark, of a migration's slices, of what moves the pointer to the live release."""
 
-CHECK_FAILED_EXIT = 3
-"""Exit status of a check program that ran well and found the data bad: running it again would find the same."""
-
 DAY = "{{ day_of(dag_run.partition_key, params.ds) }}"
 """Template of the run's day; needs `day_of` among the DAG's `user_defined_macros`."""
 
 
 def home() -> str:
     """Where tables and releases are; refuses to guess."""
-    try:
-        return os.environ["PINLAKE_HOME"].rstrip("/")
-    except KeyError:
-        raise ValueError("PINLAKE_HOME is not set: give Airflow's processes the folder or URI of the tables") from None
+    if not (found := os.environ.get("PINLAKE_HOME", "").rstrip("/")):
+        raise ValueError("PINLAKE_HOME is not set: give Airflow's processes the folder or URI of the tables")
+    return _without_credentials("PINLAKE_HOME", found)
 
 
 def exports() -> str:
     """Where the platform leaves its exports, a folder a day."""
-    return os.environ.get("PINLAKE_EXPORTS") or f"{home()}/exports"
+    return _without_credentials("PINLAKE_EXPORTS", os.environ.get("PINLAKE_EXPORTS") or f"{home()}/exports")
+
+
+def _without_credentials(variable: str, address: str) -> str:
+    # It goes on command lines and into logs. Azure's `container@account` is no secret.
+    if "@" in urlsplit(address).netloc and not address.startswith("abfs"):
+        raise ValueError(f"{variable} may carry no key or password: put them into the connection pinlake_store")
+    return address
 
 
 def first_encoder() -> str:
@@ -124,6 +129,7 @@ def task_policy() -> dict[str, Any]:
         "retry_exponential_backoff": True,
         "max_retry_delay": timedelta(hours=1),
         "execution_timeout": timedelta(hours=2),
+        "on_failure_callback": task_failed,
     }
 
 
@@ -224,97 +230,8 @@ def choose_encoders(others: str = "beside") -> Any:
 
 @task(execution_timeout=timedelta(minutes=5))
 def _choose_encoders(home_uri: str, others: str, ti: Any = None) -> list[str]:
+    use_store()
     encoders = read_encoders(home_uri)
     for key in ("live", "candidate"):
         ti.xcom_push(key=key, value=encoders[key])
     return list(encoders[others])
-
-
-class SparkJob(SparkSubmitOperator):
-    """A Spark program of jobs/. Arguments that render to nothing are left out, so that a template can be a flag.
-
-    `encoder` is passed as `--encoder`. It is a field of its own because Airflow renders no template in an argument list that
-    is mapped, and maps over a field.
-    """
-
-    template_fields = (*SparkSubmitOperator.template_fields, "encoder")
-
-    def __init__(self, *, encoder: Any = None, **operator_args: Any) -> None:
-        super().__init__(**operator_args)
-        self.encoder = encoder
-
-    def execute(self, context: Any) -> None:
-        """Submits the program and waits for it."""
-        encoder = ["--encoder", self.encoder] if self.encoder else []
-        self.application_args = [arg for arg in (*(self.application_args or []), *encoder) if arg]
-        super().execute(context)
-
-
-class StopWhenCheckFails(RetryPolicy):
-    """Fails at once where a check found bad data; retries whatever else went wrong (a lost machine, a busy disk).
-
-    spark-submit's exit status is known in client mode only, and reaches us in the error's text; in cluster mode every
-    failure is retried.
-    """
-
-    def evaluate(  # Airflow passes the arguments by name
-        self,
-        exception: BaseException,
-        try_number: int,  # noqa: ARG002
-        max_tries: int,  # noqa: ARG002
-        context: Mapping[str, Any] | None = None,  # noqa: ARG002
-    ) -> RetryDecision:
-        """Decides from the error's text."""
-        if f"Error code is: {CHECK_FAILED_EXIT}." in str(exception):
-            return RetryDecision.fail(reason="the check found bad data; its findings are above and in the table `nights`")
-        return RetryDecision.default()
-
-
-def spark_job(task_id: str, program: str, *args: str, **operator_args: Any) -> SparkJob:
-    """A task that submits jobs/`program` with `--home` and `--run-id` before `args` (templates are rendered).
-
-    The arguments travel as a list from here to the program's argv: no shell reads them.
-    """
-    return SparkJob(**_job_args(task_id, program, *args, **operator_args))
-
-
-def mapped_job(task_id: str, program: str, *args: str, encoders: Any, **operator_args: Any) -> Any:
-    """As `spark_job`, a task for each of `encoders`; where there is none, the task is skipped and costs nothing."""
-    return SparkJob.partial(**_job_args(task_id, program, *args, **operator_args)).expand(encoder=encoders)
-
-
-def build_and_check(*args: str, encoder: Any, execution_timeout: timedelta) -> tuple[SparkJob, SparkJob]:
-    """The tasks that build a release of an encoder's vectors and check it, with the platform's goal and budget."""
-    budget = os.environ.get("PINLAKE_INDEX_BYTES_A_VECTOR")
-    wanted = ("--recall-goal", f"{recall_goal():g}", *(("--bytes-a-vector", budget) if budget else ()))
-    build = spark_job("build", "build_index.py", *args, *wanted, encoder=encoder, execution_timeout=execution_timeout)
-    least = ("--min-recall", f"{recall_goal() - 0.02:g}")
-    return build, spark_job("check", "check_index.py", *least, retry_policy=StopWhenCheckFails())
-
-
-def _job_args(task_id: str, program: str, *args: str, **operator_args: Any) -> dict[str, Any]:
-    return {
-        "task_id": task_id,
-        "application": str(_jobs_folder() / program),
-        # "=", because whoever triggers a run may name it, and a name may begin with a dash.
-        "application_args": ["--home", home(), "--run-id={{ run_id }}", *args],
-        "conn_id": "spark_default",
-        "conf": _spark_conf(),
-        "name": "{{ dag.dag_id }}.{{ task.task_id }}",
-        "pool": SPARK_POOL,
-        **operator_args,
-    }
-
-
-def _jobs_folder() -> Path:
-    return Path(os.environ.get("PINLAKE_JOBS") or Path(__file__).resolve().parent.parent / "jobs")
-
-
-def _spark_conf() -> dict[str, str]:
-    # Spark would take `python3` from PATH, which need not be the one that has pyarrow.
-    python = os.environ.get("PYSPARK_PYTHON") or sys.executable
-    return {
-        "spark.pyspark.python": python,
-        "spark.pyspark.driver.python": python,
-        **json.loads(os.environ.get("PINLAKE_SPARK_CONF") or "{}"),
-    }

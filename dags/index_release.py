@@ -22,20 +22,19 @@ from datetime import timedelta
 
 from airflow.sdk import DAG, PartitionedAssetTimetable
 
+from dags.alerts import deadline, run_failed
 from dags.common import (
     DAY,
     PIN_EMBEDDINGS,
     POINTER_POOL,
-    build_and_check,
     choose_encoders,
     day_of,
     day_param,
-    mapped_job,
     releases_kept,
     retention_days,
-    spark_job,
     task_policy,
 )
+from dags.programs import build_and_check, mapped_job, spark_job
 
 with DAG(
     dag_id="index_release",
@@ -46,7 +45,9 @@ with DAG(
     catchup=False,
     max_active_runs=1,
     dagrun_timeout=timedelta(hours=12),
+    deadline=deadline("index_release"),
     default_args=task_policy(),
+    on_failure_callback=run_failed,
     user_defined_macros={"day_of": day_of},
     params={"ds": day_param()},
 ) as dag:

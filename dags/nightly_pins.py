@@ -24,19 +24,20 @@ from typing import Any
 
 from airflow.sdk import DAG, CronPartitionTimetable, Param, task, task_group
 
+from dags.alerts import deadline, run_failed
 from dags.common import (
     DAY,
     PIN_EMBEDDINGS,
-    StopWhenCheckFails,
     choose_encoders,
     day_of,
     day_param,
     export_is_complete,
     exports,
     first_night,
-    spark_job,
     task_policy,
 )
+from dags.connections import use_store
+from dags.programs import StopWhenCheckFails, spark_job
 
 with DAG(
     dag_id="nightly_pins",
@@ -55,7 +56,9 @@ with DAG(
     catchup=False,
     max_active_runs=4,  # a late night and repairs by hand beside tonight; backfills have a limit of their own
     dagrun_timeout=timedelta(hours=24),
+    deadline=deadline("nightly_pins"),
     default_args=task_policy(),
+    on_failure_callback=run_failed,
     user_defined_macros={"day_of": day_of},
     params={
         "ds": day_param(),
@@ -71,6 +74,7 @@ with DAG(
     @task.sensor(mode="reschedule", poke_interval=30, timeout=6 * 3600, execution_timeout=timedelta(minutes=5))
     def wait_for_export(exports_uri: str, day: str) -> bool:
         """The day's export is complete."""
+        use_store()
         return export_is_complete(exports_uri, day)
 
     def announce_day(context: Any, _result: Any) -> None:

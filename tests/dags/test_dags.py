@@ -86,6 +86,14 @@ def common(airflow_home: Path) -> ModuleType:
     return dags.common
 
 
+@pytest.fixture(scope="session")
+def programs(airflow_home: Path) -> ModuleType:
+    """The module that submits Spark programs."""
+    import dags.programs
+
+    return dags.programs
+
+
 def test_airflow_finds_the_dags(dags: dict[str, Any]) -> None:
     assert set(dags) >= set(DAG_IDS)
 
@@ -282,12 +290,12 @@ def test_a_folder_is_waited_for_until_its_marker_is_there(common: ModuleType, tm
     assert common.export_is_complete(as_uri(exports), "2026-11-18") is True
 
 
-def test_settings_come_from_the_environment(common: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_settings_come_from_the_environment(common: ModuleType, programs: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PINLAKE_HOME", "s3://lake/")
     monkeypatch.setenv("PINLAKE_SPARK_CONF", '{"spark.executor.memory": "8g"}')
     monkeypatch.setenv("PYSPARK_PYTHON", "/opt/python")
     assert common.exports() == "s3://lake/exports"
-    task = common.spark_job("a_task", "a_job.py")
+    task = programs.spark_job("a_task", "a_job.py")
     assert task.application_args[:2] == ["--home", "s3://lake"]
     assert task.conf["spark.executor.memory"] == "8g" and task.conf["spark.pyspark.python"] == "/opt/python"
     monkeypatch.delenv("PINLAKE_HOME")
@@ -329,7 +337,7 @@ def fake_spark_submit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A spark-submit that writes its argv down, one a line, and exits with $EXIT."""
     program = tmp_path / "bin" / "spark-submit"
     program.parent.mkdir()
-    program.write_text(f'#!/bin/sh\nprintf "%s\\n" "$@" > "{tmp_path}/argv"\nexit $EXIT\n')
+    program.write_text(f'#!/bin/sh\nprintf "%s\\n" "$@" > "{tmp_path}/argv"\nenv > "{tmp_path}/env"\nexit $EXIT\n')
     program.chmod(program.stat().st_mode | stat.S_IXUSR)
     monkeypatch.setenv("PATH", os.pathsep.join([str(program.parent), os.environ["PATH"]]))
     monkeypatch.setenv("AIRFLOW_CONN_SPARK_DEFAULT", '{"conn_type": "spark", "host": "local[1]"}')
@@ -337,22 +345,51 @@ def fake_spark_submit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_arguments_reach_the_program_as_they_are(
-    common: ModuleType, fake_spark_submit: Path, monkeypatch: pytest.MonkeyPatch
+    programs: ModuleType, fake_spark_submit: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("EXIT", "0")
-    common.spark_job("a_task", "a_job.py", "", "$(touch x); 'y'", encoder="a-1").execute({})
+    programs.spark_job("a_task", "a_job.py", "", "$(touch x); 'y'", encoder="a-1").execute({})
     argv = fake_spark_submit.read_text().splitlines()
     assert argv[argv.index("--master") + 1] == "local[1]"
     expected = ["--run-id={{ run_id }}", "$(touch x); 'y'", "--encoder", "a-1"]
     assert argv[-4:] == expected, "an empty argument is left out"
 
 
+def test_secrets_reach_a_program_by_its_environment_alone(
+    programs: ModuleType, fake_spark_submit: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = {
+        "conn_type": "aws",
+        "login": "the-key",
+        "password": "the-secret",
+        "extra": {"endpoint_url": "http://store:9000", "region_name": "eu-1"},
+    }
+    monkeypatch.setenv("EXIT", "0")
+    monkeypatch.setenv("AIRFLOW_CONN_PINLAKE_STORE", json.dumps(store))
+    spark = {"conn_type": "spark", "host": "spark://master", "port": 7077, "password": "the-shared-secret"}
+    monkeypatch.setenv("AIRFLOW_CONN_SPARK_DEFAULT", json.dumps(spark))
+    task = programs.spark_job("a_task", "a_job.py")
+    task.execute({})
+    environment = dict(line.partition("=")[::2] for line in fake_spark_submit.with_name("env").read_text().splitlines())
+    assert (environment["AWS_ACCESS_KEY_ID"], environment["AWS_SECRET_ACCESS_KEY"]) == ("the-key", "the-secret")
+    assert (environment["AWS_ENDPOINT_URL"], environment["AWS_ALLOW_HTTP"]) == ("http://store:9000", "true")
+    assert environment["_SPARK_AUTH_SECRET"] == "the-shared-secret"
+    shown = fake_spark_submit.read_text() + caplog.text + str({name: getattr(task, name) for name in task.template_fields})
+    assert "the-key" not in shown and "the-secret" not in shown and "the-shared-secret" not in shown
+
+    # On YARN the provider would put them on the command line.
+    monkeypatch.setenv("AIRFLOW_CONN_SPARK_DEFAULT", json.dumps({**spark, "host": "yarn", "port": None}))
+    programs.spark_job("a_task", "a_job.py").execute({})
+    assert "the-secret" not in fake_spark_submit.read_text()
+    assert "AWS_SECRET_ACCESS_KEY=the-secret" not in fake_spark_submit.with_name("env").read_text()
+
+
 @pytest.mark.parametrize(("status", "action"), [(1, "default"), (3, "fail"), (30, "default"), (143, "default")])
 def test_only_a_failed_check_is_not_retried(
-    common: ModuleType, fake_spark_submit: Path, monkeypatch: pytest.MonkeyPatch, status: int, action: str
+    programs: ModuleType, fake_spark_submit: Path, monkeypatch: pytest.MonkeyPatch, status: int, action: str
 ) -> None:
     monkeypatch.setenv("EXIT", str(status))
     with pytest.raises(Exception, match="Error code is") as failure:
-        common.spark_job("a_task", "a_job.py").execute({})
-    decision = common.StopWhenCheckFails().evaluate(failure.value, try_number=1, max_tries=2)
+        programs.spark_job("a_task", "a_job.py").execute({})
+    decision = programs.StopWhenCheckFails().evaluate(failure.value, try_number=1, max_tries=2)
     assert decision.action.value == action

@@ -13,9 +13,11 @@ from benchmarks.drill_processes import Cluster, standalone
 from benchmarks.spark import ProgramFailedError, submit
 from demo.days import DEMO_DAYS
 from embedding.contracts import PIN_EMBEDDINGS
+from embedding.encoder.config import embedding_version, load_config
 from embedding.tables.lake import Lake
 from embedding.tables.scan import read_rows
 from tests.conftest import Exports
+from tests.test_log_lines import told
 
 DS = DEMO_DAYS[0]
 ASKED = {"spark.pinlake.encode.gpus": "1"}
@@ -68,7 +70,10 @@ def test_each_task_encodes_on_its_own_gpu(cluster: tuple[Cluster, Path], landed:
         # There is no CUDA here: the addresses are those of a CPU.
         "spark.executorEnv.PINLAKE_GPU_DEVICE": "cpu",
     }
-    submit("jobs/embed_pins.py", *about(landed), master=running.master, conf={**conf, **ASKED})
+    driver = submit("jobs/embed_pins.py", *about(landed), master=running.master, conf={**conf, **ASKED})
     said = "\n".join(log.read_text(errors="replace") for log in work.rglob("stderr"))
     assert set(re.findall(r"encodes on (\S+) with (\d) cores", said)) == {("cpu:0", "1"), ("cpu:1", "1")}
+    version = str(embedding_version(load_config("pinclip-base")))
+    for log in (said, driver.output):
+        assert {line[1:4] for line in told(log)} == {(DS, "by-hand", version)}, "in executors and in the driver"
     assert read_rows(landed.open(PIN_EMBEDDINGS), ["pin_id"]).num_rows > 0
