@@ -9,7 +9,7 @@ COMPILE := .venv/bin/uv pip compile --universal --python-version 3.11 --generate
 export PINLAKE_HOME
 
 .DEFAULT_GOAL := help
-.PHONY: help env browser demo assistant up down test lint unit docs train train-assistant lock compose-env clean
+.PHONY: help env browser demo assistant notebook up down test lint unit docs train train-assistant lock compose-env clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | awk -F '\t' '{printf "make %-16s %s\n", $$1, $$2}'
@@ -23,6 +23,10 @@ demo: env ## three real nights on real pictures through Airflow and Spark, then 
 assistant: env ## the assistant's page and service, on the demo's store
 	@[ -e "$(PINLAKE_HOME)/releases/pins/LIVE" ] || { echo "there is no release in $(PINLAKE_HOME) yet: run \`make demo\` first" >&2; exit 1; }
 	@$(PY) -m assistant --home "$(PINLAKE_HOME)" --people
+
+notebook: env ## docs/lake.ipynb on the demo's store: a day's tables, neighbours, drift, recall, interests
+	@[ -e "$(PINLAKE_HOME)/releases/pins/LIVE" ] || { echo "there is no release in $(PINLAKE_HOME) yet: run \`make demo\` first" >&2; exit 1; }
+	@$(PY) -m demo.notebook --home "$(PINLAKE_HOME)"
 
 up: env ## Airflow with its web page, for a person to use
 	@$(PY) -m demo.airflow --home "$(PINLAKE_HOME)" up
