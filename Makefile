@@ -9,7 +9,7 @@ COMPILE := .venv/bin/uv pip compile --universal --python-version 3.11 --generate
 export PINLAKE_HOME
 
 .DEFAULT_GOAL := help
-.PHONY: help env browser demo assistant up down test lint code audit audited unit docs train train-assistant lock compose-env clean
+.PHONY: help env browser demo assistant notebook up down cluster-test test lint code audit audited unit docs train train-assistant lock compose-env clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | awk -F '\t' '{printf "make %-16s %s\n", $$1, $$2}'
@@ -24,11 +24,18 @@ assistant: env ## the assistant's page and service, on the demo's store
 	@[ -e "$(PINLAKE_HOME)/releases/pins/LIVE" ] || { echo "there is no release in $(PINLAKE_HOME) yet: run \`make demo\` first" >&2; exit 1; }
 	@$(PY) -m assistant --home "$(PINLAKE_HOME)" --people
 
+notebook: env ## docs/lake.ipynb on the demo's store: a day's tables, neighbours, drift, recall, interests
+	@[ -e "$(PINLAKE_HOME)/releases/pins/LIVE" ] || { echo "there is no release in $(PINLAKE_HOME) yet: run \`make demo\` first" >&2; exit 1; }
+	@$(PY) -m demo.notebook --home "$(PINLAKE_HOME)"
+
 up: env ## Airflow with its web page, for a person to use
 	@$(PY) -m demo.airflow --home "$(PINLAKE_HOME)" up
 
 down: env ## ends what `make up` started
 	@$(PY) -m demo.airflow --home "$(PINLAKE_HOME)" down
+
+cluster-test: env ## a night, a release, a backfill and a migration on a cluster's processes and s3://, with kills: a quarter of an hour
+	@$(PY) -m demo.cluster --folder .cluster --cache "$(CACHE)"
 
 test: code unit audited ## lint, types and the whole suite, a night through Airflow among it; known vulnerabilities last
 
