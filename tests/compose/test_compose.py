@@ -228,7 +228,9 @@ def test_a_program_runs_on_the_worker_that_it_shares_a_secret_with(services: Ser
         "spark = spark_session('test')\n"
         "print('secret', spark.conf.get('spark.authenticate'), spark.range(100).groupBy().sum().collect()[0][0])\n"
     )
-    conf = {"spark.network.crypto.enabled": "true", "spark.executor.memory": "512m", "spark.ui.enabled": "false"}
+    # The properties that Airflow's tasks give their programs, on a smaller machine.
+    conf = json.loads(services.environment(services.named("airflow-worker")[0])["PINLAKE_SPARK_CONF"])
+    conf |= {"spark.executor.memory": "512m", "spark.driver.memory": "512m"}
     done = services.run(
         "spark-worker",
         "spark-submit",
