@@ -4,7 +4,8 @@
 
 Levels, names and order never change, so `grep 'ERROR ds=2026-11-20 '` finds a day's faults in any log. A field that is not
 known (yet) is `-`; a value with a blank, a quote or an `=` in it is written as a JSON string. Each line of a message or a
-traceback of several lines has the fields, so that none gets lost, and none can pass itself off as another run's. Secrets are hidden (embedding/redaction.py).
+traceback of several lines has the fields, so that none gets lost, and none can pass itself off as another run's. Secrets are
+hidden (embedding/redaction.py).
 
 What the JVM of Spark logs, and what a program prints as a table for people, has no such fields.
 """
