@@ -10,9 +10,8 @@ each file once. A batch of new files:
 3. One commit, which counts the batch, so that a killed one is added once; that day's night replaces the rows.
 
 A line that is no event, or lies in the future, is written below the checkpoint's `refused`, with the reason. What waits for the
-night: a save of a pin without a vector; and a pin that was taken off one board and is still on another. `--once` handles what
-is there and ends. Cost of a batch: the id columns of `pin_embeddings` and `user_interests`, and its users' histories; after
-each night once the tags of all pins.
+night: a save of a pin without a vector; a pin that was taken off one board and is still on another. `--once` handles what is
+there and ends. A batch costs the id columns of `pin_embeddings` and `user_interests`, and its users' histories.
 """
 
 from __future__ import annotations
