@@ -18,6 +18,8 @@ Settings (read where a DAG file is parsed, so set them alike for scheduler, DAG 
 | PINLAKE_SPARK_CONF | JSON object of Spark properties, added to those below | {} |
 | PYSPARK_PYTHON | Python of driver and executors | the one that parses the DAG |
 | PINLAKE_RETRY_DELAY_S | seconds before the first retry; doubles with each | 300 |
+| PINLAKE_DEADLINE_HOURS | JSON object: hours within which a DAG's run must be through; 0 for none | dags/alerts.py |
+| PINLAKE_RUNBOOK | address of the runbook that alerts name | docs/operations.md |
 | PINLAKE_FIRST_NIGHT | moment (ISO 8601) before which nothing is scheduled | none: the next 02:00 UTC |
 
 Nothing here reads data but `export_is_complete`, which looks at two names, and `read_encoders`, which reads small markers.
@@ -30,10 +32,12 @@ import os
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from airflow.sdk import Asset, Param, task
 from airflow.sdk.exceptions import AirflowFailException
 
+from dags.alerts import task_failed
 from dags.connections import use_store
 from embedding.contracts import (
     DS_PATTERN,
@@ -58,15 +62,21 @@ DAY = "{{ day_of(dag_run.partition_key, params.ds) }}"
 
 def home() -> str:
     """Where tables and releases are; refuses to guess."""
-    try:
-        return os.environ["PINLAKE_HOME"].rstrip("/")
-    except KeyError:
-        raise ValueError("PINLAKE_HOME is not set: give Airflow's processes the folder or URI of the tables") from None
+    if not (found := os.environ.get("PINLAKE_HOME", "").rstrip("/")):
+        raise ValueError("PINLAKE_HOME is not set: give Airflow's processes the folder or URI of the tables")
+    return _without_credentials("PINLAKE_HOME", found)
 
 
 def exports() -> str:
     """Where the platform leaves its exports, a folder a day."""
-    return os.environ.get("PINLAKE_EXPORTS") or f"{home()}/exports"
+    return _without_credentials("PINLAKE_EXPORTS", os.environ.get("PINLAKE_EXPORTS") or f"{home()}/exports")
+
+
+def _without_credentials(variable: str, address: str) -> str:
+    # It goes on command lines and into logs. Azure's `container@account` is no secret.
+    if "@" in urlsplit(address).netloc and not address.startswith("abfs"):
+        raise ValueError(f"{variable} may carry no key or password: put them into the connection pinlake_store")
+    return address
 
 
 def first_encoder() -> str:
@@ -119,6 +129,7 @@ def task_policy() -> dict[str, Any]:
         "retry_exponential_backoff": True,
         "max_retry_delay": timedelta(hours=1),
         "execution_timeout": timedelta(hours=2),
+        "on_failure_callback": task_failed,
     }
 
 

@@ -22,6 +22,7 @@ from datetime import timedelta
 
 from airflow.sdk import DAG, PartitionedAssetTimetable
 
+from dags.alerts import deadline, run_failed
 from dags.common import (
     DAY,
     PIN_EMBEDDINGS,
@@ -44,7 +45,9 @@ with DAG(
     catchup=False,
     max_active_runs=1,
     dagrun_timeout=timedelta(hours=12),
+    deadline=deadline("index_release"),
     default_args=task_policy(),
+    on_failure_callback=run_failed,
     user_defined_macros={"day_of": day_of},
     params={"ds": day_param()},
 ) as dag:

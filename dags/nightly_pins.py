@@ -24,6 +24,7 @@ from typing import Any
 
 from airflow.sdk import DAG, CronPartitionTimetable, Param, task, task_group
 
+from dags.alerts import deadline, run_failed
 from dags.common import (
     DAY,
     PIN_EMBEDDINGS,
@@ -55,7 +56,9 @@ with DAG(
     catchup=False,
     max_active_runs=4,  # a late night and repairs by hand beside tonight; backfills have a limit of their own
     dagrun_timeout=timedelta(hours=24),
+    deadline=deadline("nightly_pins"),
     default_args=task_policy(),
+    on_failure_callback=run_failed,
     user_defined_macros={"day_of": day_of},
     params={
         "ds": day_param(),

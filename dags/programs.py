@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 from collections.abc import Mapping
 from datetime import timedelta
@@ -18,11 +19,10 @@ from typing import Any
 from airflow.providers.apache.spark.operators.spark_submit import SparkSubmitOperator
 from airflow.sdk import RetryDecision, RetryPolicy
 
+from dags.alerts import is_bad_data
 from dags.common import SPARK_POOL, home, recall_goal
 from dags.connections import SPARK_CONNECTION, mlflow_environment, spark_environment, store_environment
-
-CHECK_FAILED_EXIT = 3
-"""Exit status of a check program that ran well and found the data bad: running it again would find the same."""
+from dags.lineage import lineage_of
 
 
 class SparkJob(SparkSubmitOperator):
@@ -48,6 +48,14 @@ class SparkJob(SparkSubmitOperator):
             self._hook._env_vars = {**(self._hook._env_vars or {}), **secrets}
         super().execute(context)
 
+    def get_openlineage_facets_on_start(self) -> Any:
+        """What the program is to read and write."""
+        return lineage_of(self)
+
+    def get_openlineage_facets_on_complete(self, ti: Any) -> Any:
+        """What it has read and written."""
+        return lineage_of(self, ti)
+
     def _secrets(self, hook: Any) -> dict[str, str]:
         if hook._is_yarn or hook._is_kubernetes or hook._connection["deploy_mode"] == "cluster":
             return {}
@@ -69,7 +77,7 @@ class StopWhenCheckFails(RetryPolicy):
         context: Mapping[str, Any] | None = None,  # noqa: ARG002
     ) -> RetryDecision:
         """Decides from the error's text."""
-        if f"Error code is: {CHECK_FAILED_EXIT}." in str(exception):
+        if is_bad_data(exception):
             return RetryDecision.fail(reason="the check found bad data; its findings are above and in the table `nights`")
         return RetryDecision.default()
 
@@ -114,11 +122,20 @@ def _jobs_folder() -> Path:
     return Path(os.environ.get("PINLAKE_JOBS") or Path(__file__).resolve().parent.parent / "jobs")
 
 
+_SECRET_PROPERTY = re.compile(r"(?i)(?:secret|password|token|(?:secret|access)[._]?key)$")
+
+
 def _spark_conf() -> dict[str, str]:
+    given = json.loads(os.environ.get("PINLAKE_SPARK_CONF") or "{}")
+    if secrets := [name for name in given if _SECRET_PROPERTY.search(name)]:
+        raise ValueError(
+            f"PINLAKE_SPARK_CONF goes on a command line, which others can read: put {', '.join(secrets)} into "
+            "spark-defaults.conf, or the secret into a connection (docs/security.md)"
+        )
     # Spark would take `python3` from PATH, which need not be the one that has pyarrow.
     python = os.environ.get("PYSPARK_PYTHON") or sys.executable
     return {
         "spark.pyspark.python": python,
         "spark.pyspark.driver.python": python,
-        **json.loads(os.environ.get("PINLAKE_SPARK_CONF") or "{}"),
+        **given,
     }

@@ -23,8 +23,12 @@ from datetime import timedelta
 
 from airflow.sdk import DAG, CronTriggerTimetable, Param
 
+from dags.alerts import run_failed
 from dags.common import first_night, forget_days, table_retention_hours, task_policy
 from dags.programs import StopWhenCheckFails, spark_job
+
+MOST_DAYS = 36_500
+"""Of a retention."""
 
 MAINTENANCE_POOL = "maintenance"
 """Pool of what rewrites and deletes the tables' files (dags/pools.json): beside the nights, in nobody's place."""
@@ -40,16 +44,22 @@ with DAG(
     max_active_runs=1,
     dagrun_timeout=timedelta(days=2),
     default_args=task_policy(),
+    on_failure_callback=run_failed,
     params={
         "dry_run": Param(False, type="boolean", description="Say what would be done, and do nothing."),
         "retention_hours": Param(
             table_retention_hours(),
             type="integer",
             minimum=24,
+            maximum=24 * MOST_DAYS,
             description="How long files stay that are no longer needed. Never less than the longest night takes.",
         ),
         "forget_days": Param(
-            forget_days(), type="integer", minimum=1, description="For how many days a deletion can still be taken back."
+            forget_days(),
+            type="integer",
+            minimum=1,
+            maximum=MOST_DAYS,
+            description="For how many days a deletion can still be taken back.",
         ),
     },
 ) as dag:

@@ -20,6 +20,7 @@ from datetime import timedelta
 
 from airflow.sdk import DAG, PartitionedAssetTimetable
 
+from dags.alerts import deadline, run_failed
 from dags.common import PIN_EMBEDDINGS, choose_encoders, task_policy
 from dags.programs import StopWhenCheckFails, spark_job
 
@@ -32,7 +33,9 @@ with DAG(
     catchup=False,
     max_active_runs=1,
     dagrun_timeout=timedelta(hours=24),
+    deadline=deadline("taste_profiles"),
     default_args=task_policy(),
+    on_failure_callback=run_failed,
 ) as dag:
     chosen = choose_encoders()
     graph = spark_job("graph", "build_graph.py")

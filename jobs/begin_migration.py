@@ -27,6 +27,7 @@ from embedding.encoder.store import (
     unmark_gone,
 )
 from embedding.index.release import ReleaseError, live_version, pointer_lock
+from embedding.log_lines import tell
 from embedding.tables.lake import Lake
 from jobs.session import arguments, job_encoder, log, run_program
 
@@ -54,6 +55,7 @@ def begin(lake: Lake, spec: str, run_id: str) -> str:
         raise ReleaseError("no release is live, so there is nothing to migrate: the first night takes $PINLAKE_ENCODER")
     job_encoder(lake, LIVE)  # the encoder that serves is kept in the lake too: it may have to serve again
     version = choose_version(lake, spec)
+    tell(embedding_version=version)
     if version == live:
         raise ReleaseError(f"{version} is the live version already: there is nothing to migrate")
     dim = open_encoder(lake, version).config.dim

@@ -36,9 +36,11 @@ from embedding.index.release import (
     write_check,
 )
 from embedding.index.tuning import RECALL_GOAL, TOP, single_query_ms
+from embedding.log_lines import tell
 from embedding.quality.releases import neighbour_overlap
 from embedding.tables import storage
 from embedding.tables.lake import Lake
+from jobs.argument_types import share
 from jobs.current import (
     CurrentState,
     current_pins,
@@ -58,10 +60,10 @@ _IDS = pa.schema([("pin_id", pa.int64())])
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = arguments(__doc__, ds=False)
-    parser.add_argument("--min-recall", type=float, default=RECALL_GOAL - 0.02, help="smallest recall@10 that may go live")
+    parser.add_argument("--min-recall", type=share, default=RECALL_GOAL - 0.02, help="smallest recall@10 that may go live")
     parser.add_argument("--max-p99-ms", type=float, default=100.0, help="longest time of one query in a hundred, one thread")
     parser.add_argument(
-        "--min-overlap", type=float, default=0.5, help="smallest share of neighbours in common with the live release"
+        "--min-overlap", type=share, default=0.5, help="smallest share of neighbours in common with the live release"
     )
     return parser.parse_args(argv)
 
@@ -182,6 +184,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse_args(argv)
     lake = Lake(args.home)
     manifest = read_manifest(lake, read_candidate(lake, args.run_id))
+    tell(embedding_version=manifest.embedding_version, ds=manifest.days[-1])
     check = verdict(lake, manifest, check_release(lake, manifest, args))
     write_check(lake, manifest.release_id, check)
     record_check(lake, manifest, check)

@@ -20,6 +20,7 @@ from embedding.contracts import PIN_EMBEDDINGS, PINS, QUARANTINE
 from embedding.index.recall import Floats, Ids, Truth, exact_top_k, merged_top_k
 from embedding.index.release import ReleaseError
 from embedding.index.tuning import TOP
+from embedding.log_lines import tell_day_if_unknown
 from embedding.tables.lake import DataFile, Lake, PartitionFilter, data_files
 from embedding.tables.nights import passed_days
 from embedding.tables.scan import Wanted, projected_schema, scan_file
@@ -32,8 +33,7 @@ NEAR = pa.schema([("scores", pa.binary()), ("ids", pa.binary())])
 """A part of an exact search's result: scores and ids (Q, TIES_KNOWN)."""
 _MERGERS = 4
 TIES_KNOWN = 300
-"""Neighbours that an exact search keeps a query: more than ten, so that ties for the tenth place are known, and so that ten of
-them are among a tenth of the pins."""
+"""Neighbours that an exact search keeps a query: ties for the tenth place are known then, and ten are among a tenth of all."""
 
 
 @dataclass(frozen=True)
@@ -48,9 +48,9 @@ class CurrentState:
 
 def current_state(lake: Lake, embedding_version: str) -> CurrentState:
     """The days that may be read, and the tables' versions now. Raises ReleaseError where no night has passed."""
-    days = passed_days(lake, embedding_version)
-    if not days:
+    if not (days := passed_days(lake, embedding_version)):
         raise ReleaseError(f"no night has passed its gate under {embedding_version}: there is nothing to release")
+    tell_day_if_unknown(days)
     return CurrentState(embedding_version, days, lake.open(PINS).version(), lake.open(PIN_EMBEDDINGS).version())
 
 

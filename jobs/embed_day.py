@@ -11,8 +11,6 @@ Step 3's encoding is a stage of its own, the only one that asks for GPUs (jobs/r
 
 from __future__ import annotations
 
-import logging
-import sys
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -31,6 +29,7 @@ from embedding.contracts import PIN_EMBEDDINGS, PINS, QUARANTINE, Stage, pin_tex
 from embedding.encoder.batches import HASHED, SETTLED, encode_batches, hash_batches
 from embedding.encoder.limits import ImageLimits
 from embedding.encoder.store import worker_encoder
+from embedding.tables.exports import cut_detail
 from embedding.tables.lake import Lake, Replacement, partition_is, partition_version, replace_in_order
 from embedding.tables.staging import StagedFile, Stager
 from jobs.lookups import find_rows, wanted_rows
@@ -81,13 +80,6 @@ def hash_contents(pins: DataFrame, limits: ImageLimits) -> DataFrame:
     return map_arrow(pins, partial(hash_batches, limits=limits), HASHED)
 
 
-def log_in_worker(message: str, *values: object) -> None:
-    """A line in the log of the executor whose task calls this: its Python processes have no logging of their own."""
-    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
-    log.setLevel(logging.INFO)
-    log.info(message, *values)
-
-
 def encode_contents(
     unknown: DataFrame, lake: Lake, job: DayJob, limits: ImageLimits, profile: ResourceProfile | None
 ) -> DataFrame:
@@ -96,7 +88,7 @@ def encode_contents(
 
     def run(batches: ArrowRows) -> ArrowRows:
         config, device, cores = worker_encoder(lake, version), task_device(), task_cores()
-        log_in_worker("%s: encodes on %s with %d cores", version, device, cores)
+        log.info("%s: encodes on %s with %d cores", version, device, cores)
         return encode_batches(batches, config, run_id, batch_size=batch_size, device=device, cores=cores, limits=limits)
 
     return map_arrow(unknown, run, SETTLED, profile)
@@ -114,11 +106,16 @@ def reuse_vectors(spark: SparkSession, lake: Lake, version: str, hashed: DataFra
 
 
 def group_unknown(hashed: DataFrame, reused: DataFrame) -> DataFrame:
-    """One row a content without a vector, with all the pins that show it."""
+    """One row a content without a vector, with all the pins that show it.
+
+    In one order, whichever came first: where an executor is lost, Spark computes its rows again, and gives the program up if
+    they are others than before.
+    """
     unknown = hashed.where(F.col("reason").isNull()).join(reused.select("pin_id"), "pin_id", "left_anti")
+    in_order = unknown.repartition("content_sha256").sortWithinPartitions("content_sha256", "pin_id")
     pin = F.struct("pin_id", "source_sha256", "image_uri")
     firsts = [F.first(name).alias(name) for name in ("image_uri", "text")]
-    return unknown.groupBy("content_sha256").agg(F.collect_list(pin).alias("pins"), *firsts)
+    return in_order.groupBy("content_sha256").agg(F.collect_list(pin).alias("pins"), *firsts)
 
 
 def stage_outcomes(lake: Lake, ds: str, version: str, batches: ArrowRows) -> Iterable[StagedFile]:
@@ -132,7 +129,7 @@ def stage_outcomes(lake: Lake, ds: str, version: str, batches: ArrowRows) -> Ite
         for batch in batches:
             good = pc.is_null(batch.column("reason"))
             embedded.add(batch.filter(good))
-            rejected.add(with_columns(batch.filter(pc.invert(good)), {"entity": "pin"}))
+            rejected.add(cut_detail(with_columns(batch.filter(pc.invert(good)), {"entity": "pin"})))
         embedded.flush()
         rejected.flush()
     return [*embedded.files, *rejected.files]

@@ -31,7 +31,9 @@ from pyspark.sql.types import StringType, StructField, StructType
 from embedding.contracts import EXPORT_SCHEMAS, NIGHTS, USER_INTERESTS
 from embedding.encoder.config import ConfigError
 from embedding.index.release import ReleaseError
+from embedding.log_lines import tell
 from embedding.tables.lake import DayChangedError, Lake, append_once, counter, partition_is, transaction_app
+from jobs.argument_types import whole_number
 from jobs.current import ROW_KEY, CurrentState, current_state, current_vectors, described_pins
 from jobs.histories import (
     CURRENT,
@@ -45,7 +47,7 @@ from jobs.histories import (
     without_interests,
 )
 from jobs.lookups import find_rows, wanted_rows
-from jobs.session import arguments, job_encoder, log, run_program, spark_schema, spark_session, until_settled, whole_number
+from jobs.session import arguments, job_encoder, log, run_program, spark_schema, spark_session, until_settled
 
 FOLLOWER = "follow_saves"
 """The table's counter of batches, whichever stream they were of: it is the revision of their rows."""
@@ -122,6 +124,7 @@ class Follower:
         state = self._current()
         open_day = date.fromisoformat(state.days[-1]) + timedelta(days=1)
         ds = max(last, open_day).isoformat()
+        tell(ds=ds)
         partition: dict[str, str | None] = {"embedding_version": state.embedding_version, "ds": ds}
         seen = {app: counter(table, app) for app in (transaction_app(partition), FOLLOWER, stream)}
         revision = seen[FOLLOWER] + 1
@@ -190,9 +193,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     spark = spark_session("follow saves")
     lines = spark.readStream.option("maxFilesPerTrigger", args.files).text(args.events)
     follower = lines.writeStream.foreachBatch(Follower(spark, lake, args)).queryName(FOLLOWER)
-    follower = follower.option("checkpointLocation", args.checkpoint)
     every = {"availableNow": True} if args.once else {"processingTime": f"{args.every_s} seconds"}
-    follower.trigger(**every).start().awaitTermination()
+    follower.option("checkpointLocation", args.checkpoint).trigger(**every).start().awaitTermination()
 
 
 if __name__ == "__main__":

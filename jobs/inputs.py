@@ -8,9 +8,11 @@ from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from embedding.contracts import BOARDS, NIGHTS, PINS, SAVES, TableContract
+from embedding.log_lines import tell_day_if_unknown
 from embedding.tables.lake import Lake, Partition
 from embedding.tables.scan import read_rows
-from jobs.session import day_argument, read_table
+from jobs.argument_types import day_argument
+from jobs.session import read_table
 
 LATEST = "latest"
 """For a day: the last one of which a night passed."""
@@ -48,6 +50,7 @@ def choose_inputs(lake: Lake, ds: str) -> Inputs:
     days = sorted({day for (day, _), status in latest.items() if status == "passed" and (ds == LATEST or day <= ds)})
     if not days:
         raise NothingPassedError(f"no night up to {ds} has passed its gate in {lake.home}: there is nothing to read")
+    tell_day_if_unknown(days)
     return Inputs(days, {contract.name: lake.open(contract).version() for contract in (PINS, BOARDS, SAVES)})
 
 

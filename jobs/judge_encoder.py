@@ -45,6 +45,7 @@ from embedding.encoder.store import CANDIDATE, LIVE
 from embedding.encoder.tracking import JUDGEMENT, TrackingError, Training, read_training
 from embedding.encoder.training_set import TrainingSetError, read_manifest, read_training_set, verify_files
 from embedding.index.release import ReleaseError
+from embedding.log_lines import tell
 from embedding.tables import storage
 from embedding.tables.lake import Lake
 from jobs.register_encoder import local_config
@@ -151,6 +152,7 @@ def write_judgement(training: Training, against: str, set_id: str | None, decisi
 def judge(lake: Lake, training: Training, args: argparse.Namespace) -> Decision:
     """Measures both, prints the table, leaves judgement.json."""
     live = job_encoder(lake, args.against)
+    tell(embedding_version=training.version)
     if live.version == training.version:
         sentence = f"{training.version} is the encoder that it would be judged against: there is nothing to replace"
         same = Decision(False, [sentence], [sentence])

@@ -33,10 +33,10 @@ from embedding.tables.exports import (
 )
 from embedding.tables.lake import DayChangedError, Lake, Replacement, partition_is, partition_version, replace_in_order
 from embedding.tables.staging import StagedFile, Stager
+from jobs.argument_types import address
 from jobs.gone_users import gone_users, land_users, names_gone_users, with_implied, without_content
 from jobs.session import (
     ArrowRows,
-    StepStatistics,
     arguments,
     contract_partition,
     log,
@@ -48,6 +48,7 @@ from jobs.session import (
     until_settled,
     with_columns,
 )
+from jobs.statistics import StepStatistics
 
 CONTRACTS: dict[str, TableContract] = {"users": USERS, "boards": BOARDS, "saves": SAVES, "pins": PINS}
 KEYS = {name: [column for column in contract.key if column != "ds"] for name, contract in CONTRACTS.items()}
@@ -56,7 +57,7 @@ ORDER = {"pins": "updated_at", "boards": "created_at", "saves": "saved_at"}
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = arguments(__doc__)
-    parser.add_argument("--exports", help="where the days lie; default <home>/exports")
+    parser.add_argument("--exports", type=address, help="where the days lie; default <home>/exports")
     return parser.parse_args(argv)
 
 

@@ -25,10 +25,12 @@ from embedding.contracts import NIGHTS, PIN_EMBEDDINGS, PINS
 from embedding.encoder.config import ConfigError
 from embedding.encoder.store import CANDIDATE, fresh_versions
 from embedding.index.release import ReleaseError, live_version
+from embedding.log_lines import tell
 from embedding.quality.gate import NightCounts, check_counts, check_vectors
 from embedding.tables.lake import DayChangedError, Lake, partition_version
 from embedding.tables.nights import passed_days
 from embedding.tables.rows import write_row
+from jobs.argument_types import share
 from jobs.current import ROW_KEY, CurrentState, current_state, latest_pins, settled_rows
 from jobs.embed_day import DayJob, embed_day, kept_frames
 from jobs.night_rows import one_row, table_versions, vector_facts
@@ -45,7 +47,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add_retry_arguments(parser)
     parser.add_argument("--batch-size", type=int, default=32, help="images a forward pass")
     parser.add_argument(
-        "--min-coverage", type=float, default=0.9, help="least share of a day's pins with a vector under the live version"
+        "--min-coverage", type=share, default=0.9, help="least share of a day's pins with a vector under the live version"
     )
     args = parser.parse_args(argv)
     if not 0 <= args.slice < args.of:
@@ -90,6 +92,7 @@ def open_days(spark: SparkSession, migration: Migration, days: Sequence[str]) ->
 def migrate_day(spark: SparkSession, migration: Migration, ds: str) -> list[str]:
     """Embeds, checks and records one day; returns what the check found wrong."""
     lake, args, started = migration.lake, migration.args, time.monotonic()
+    tell(ds=ds)
     only = migration.living.where(F.col("ds") == ds).drop("ds")
     job = DayJob(ds, migration.version, args.run_id, args.batch_size, retry_of(args), only)
     statistics: dict[str, float] = {}

@@ -22,11 +22,13 @@ from functools import partial
 from embedding.encoder.config import ConfigError
 from embedding.index.cut_over import cut_over
 from embedding.index.history import record_publication
-from embedding.index.release import ReleaseError, pointer_lock, publish, read_candidate
+from embedding.index.release import ReleaseError, pointer_lock, publish, read_candidate, read_manifest
 from embedding.index.retention import RELEASES_KEPT, abandoned_folders, delete_release, superseded_releases
+from embedding.log_lines import tell
 from embedding.tables import storage
 from embedding.tables.lake import Lake
-from jobs.session import arguments, log, run_program, whole_number
+from jobs.argument_types import whole_number
+from jobs.session import arguments, log, run_program
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -57,6 +59,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     lake = Lake(args.home)
     publish_release = cut_over if args.cut_over else publish
     release_id = read_candidate(lake, args.run_id)
+    manifest = read_manifest(lake, release_id)
+    tell(embedding_version=manifest.embedding_version, ds=manifest.days[-1])
     log.info("%s", publish_release(lake, release_id, args.run_id))
     record_publication(lake, release_id, args.run_id)
     clean_up(lake, args.keep_releases)

@@ -33,6 +33,7 @@ from embedding.encoder.tracking import (
     set_alias,
 )
 from embedding.index.release import ReleaseError, live_version
+from embedding.log_lines import tell
 from embedding.tables import storage
 from embedding.tables.lake import Lake
 from jobs.session import EXIT_GATE_FAILED, arguments, log, run_program
@@ -85,6 +86,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse_args(argv)
     lake = Lake(args.home)
     training = read_training(lake, args.run_id)
+    tell(embedding_version=training.version)
     mlflow_run = record_training(lake, training, args.run_id)
     log.info("%s: %s, run %s in MLflow", training.version, training.verdict.value, mlflow_run)
     if args.record_only:

@@ -19,6 +19,7 @@ from pyspark.sql import functions as F
 from embedding.encoder.config import ConfigError
 from embedding.encoder.store import LIVE
 from embedding.index.release import ReleaseError, live_version
+from embedding.log_lines import tell
 from embedding.tables.lake import DayChangedError, Lake
 from jobs import migrate_pins
 from jobs.current import ROW_KEY, current_state, latest_pins, settled_rows
@@ -52,6 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     live = live_version(lake)
     if live is None:
         raise ReleaseError(f"no release is live under {lake.home}: run the day's night with --retry-reasons instead")
+    tell(embedding_version=live)
     waiting = count_waiting(spark_session("requeue"), lake, live, retry)
     for (ds, reason), pins in waiting.items():
         log.info("%s: %d in quarantine for %s", ds, pins, reason)

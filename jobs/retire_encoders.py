@@ -29,6 +29,7 @@ from embedding.encoder.store import (
 )
 from embedding.index.release import ReleaseError, list_releases, live_version, pointer_lock
 from embedding.index.retention import delete_release
+from embedding.log_lines import tell
 from embedding.tables.lake import Lake, partition_is, remove_partitions
 from embedding.taste.user_models import delete_user_models
 from jobs.session import arguments, log, run_program
@@ -84,6 +85,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     lake = Lake(args.home)
     retention = timedelta(days=args.retention_days)
     for version in [stored_version(lake, args.encoder)] if args.encoder else stored_versions(lake):
+        tell(embedding_version=version)
         with pointer_lock(lake):  # no rollback in between
             stays = reason_to_stay(lake, version, retention, bool(args.encoder), datetime.now(UTC))
             if stays:

@@ -1,4 +1,4 @@
-"""What every Spark program here shares: arguments, session, reading Delta tables, staging files, statistics of a run.
+"""What every Spark program here shares: arguments, session, reading Delta tables, staging files.
 
 Delta tables are read by executors through pyarrow, file by file from the snapshot's log, so that no jar is needed and
 every address that the library knows works the same on every master.
@@ -7,13 +7,12 @@ every address that the library knows works the same on every master.
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import os
 import sys
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any, TypeVar
 
 import pyarrow as pa
@@ -23,14 +22,17 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql.pandas.types import from_arrow_schema
 from pyspark.sql.types import StructType
 
-from embedding.contracts import TableContract, parse_ds
+from embedding import log_lines
+from embedding.contracts import TableContract
 from embedding.encoder.config import DEFAULT_CONFIG
 from embedding.encoder.store import LIVE, LakeEncoder, resolve_encoder
-from embedding.tables import storage
+from embedding.log_lines import told_in_workers
+from embedding.redaction import hide_in_tracebacks
 from embedding.tables.lake import DayChangedError, Lake, PartitionFilter, data_files
 from embedding.tables.scan import projected_schema, scan_file
 from embedding.tables.staging import STAGED_SCHEMA, StagedFile, describe_staged, staged_files
 from embedding.workers import imports_aside
+from jobs.argument_types import address, day_argument, run_name
 from jobs.credentials import credentials_conf
 
 ArrowRows = Iterator[pa.RecordBatch]
@@ -45,25 +47,22 @@ embedding version of the lake, or a config's name or path"""
 log = logging.getLogger("pinlake")
 
 
-def day_argument(text: str) -> str:
-    try:
-        return parse_ds(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from error
+class _Arguments(argparse.ArgumentParser):
+    """Has the log's lines say what the program was asked about."""
 
-
-def whole_number(text: str, least: int) -> int:
-    """An argument that is a whole number of at least `least`."""
-    if not text.isdecimal() or int(text) < least:
-        raise argparse.ArgumentTypeError(f"not a whole number of at least {least}: {text!r}")
-    return int(text)
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        parsed, rest = super().parse_known_args(args, namespace)
+        ds = getattr(parsed, "ds", None)
+        log_lines.start_over(run_id=parsed.run_id, ds=ds if ds and ds[0].isdigit() else None)
+        return parsed, rest
 
 
 def arguments(about: str | None, *, ds: bool = True, encoder: bool = False) -> argparse.ArgumentParser:
     """A parser with the arguments that the programs share."""
-    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--home", required=True, help="where the tables and releases lie: a folder or an object-store URI")
-    parser.add_argument("--run-id", required=True, help="names this run in the rows that it writes")
+    parser = _Arguments(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    where = "where the tables and releases lie: a folder or an object-store URI"
+    parser.add_argument("--home", required=True, type=address, help=where)
+    parser.add_argument("--run-id", required=True, type=run_name, help="names this run in the rows that it writes")
     if ds:
         parser.add_argument("--ds", required=True, type=day_argument, help="the data's day, YYYY-MM-DD")
     if encoder:
@@ -73,7 +72,9 @@ def arguments(about: str | None, *, ds: bool = True, encoder: bool = False) -> a
 
 def job_encoder(lake: Lake, spec: str) -> LakeEncoder:
     """The encoder that `--encoder` means; a named config is copied into the lake on its first use."""
-    return resolve_encoder(lake, spec, os.environ.get("PINLAKE_ENCODER") or DEFAULT_CONFIG)
+    encoder = resolve_encoder(lake, spec, os.environ.get("PINLAKE_ENCODER") or DEFAULT_CONFIG)
+    log_lines.tell(embedding_version=encoder.version)
+    return encoder
 
 
 def spark_session(name: str) -> SparkSession:
@@ -94,13 +95,17 @@ def spark_session(name: str) -> SparkSession:
 
 def run_program(main: Callable[[], int | None], *expected: type[Exception]) -> None:
     """Runs a program's main. An error of the `expected` kinds ends it with a sentence and EXIT_BAD_INPUT, no traceback."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stdout)
+    log_lines.set_up(sys.stdout)
+    hide_in_tracebacks()
     logging.getLogger("py4j").setLevel(logging.WARNING)
     try:
         sys.exit(main() or 0)
     except expected as error:
         log.error("%s", error)
         sys.exit(EXIT_BAD_INPUT)
+    except Exception:
+        log.exception("%s failed", Path(sys.argv[0]).name)
+        sys.exit(1)
 
 
 def spark_schema(schema: pa.Schema) -> StructType:
@@ -131,7 +136,7 @@ def map_arrow(
     frame: DataFrame, function: Callable[[ArrowRows], ArrowRows], schema: pa.Schema, profile: ResourceProfile | None = None
 ) -> DataFrame:
     """`function` over each partition's batches; in a stage that asks for the resources of `profile`, where there is one."""
-    return frame.mapInArrow(imports_aside(function), spark_schema(schema), profile=profile)
+    return frame.mapInArrow(imports_aside(told_in_workers(function)), spark_schema(schema), profile=profile)
 
 
 def read_table(
@@ -165,25 +170,6 @@ def until_settled(step: Callable[[], None], attempts: int = 3) -> None:
             if attempt == attempts:
                 raise
             log.info("%s; looking again", change)
-
-
-class StepStatistics:
-    """What a step of a night tells the later ones and the report, in a small JSON file a run: counts and seconds."""
-
-    def __init__(self, lake: Lake, ds: str, run_id: str, step: str):
-        self._uri = f"{lake.run_uri(ds, run_id)}/{step}.json"
-        self._started = time.monotonic()
-        self.values: dict[str, Any] = {}
-
-    def write(self) -> None:
-        self.values["seconds"] = round(time.monotonic() - self._started, 3)
-        storage.write_atomic(self._uri, json.dumps(self.values, indent=1).encode())
-
-    @staticmethod
-    def read(lake: Lake, ds: str, run_id: str, step: str) -> dict[str, Any]:
-        """Empty where the step left none."""
-        uri = f"{lake.run_uri(ds, run_id)}/{step}.json"
-        return dict(json.loads(storage.read_bytes(uri))) if storage.exists(uri) else {}
 
 
 def with_columns(batch: pa.RecordBatch, constants: Mapping[str, str | None]) -> pa.RecordBatch:

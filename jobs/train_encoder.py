@@ -25,6 +25,7 @@ import embedding.encoder.recipe
 from embedding.encoder.recipe import DEFAULT_RECIPE, RecipeError, load_recipe
 from embedding.encoder.tracking import training_uri
 from embedding.encoder.training_set import TrainingSetError, read_manifest, read_training_set
+from embedding.log_lines import tell
 from embedding.tables.lake import Lake
 from embedding.tables.storage import is_local
 from jobs.session import arguments, log, run_program, spark_session
@@ -49,8 +50,8 @@ def training_program(package: ModuleType = embedding.encoder.recipe) -> str:
 
 
 def program_arguments(lake: Lake, args: argparse.Namespace, set_id: str, folder: str) -> list[str]:
-    words = [f"--home={lake.home}", f"--training-set={set_id}", f"--out={folder}", f"--recipe={args.recipe}"]
-    optional = {"seed": args.seed, "epochs": args.epochs}
+    words = [f"--home={lake.home}", f"--training-set={set_id}", f"--out={folder}", f"--run-id={args.run_id}"]
+    optional = {"recipe": args.recipe, "seed": args.seed, "epochs": args.epochs}
     return [*words, *(f"--{name}={value}" for name, value in optional.items() if value is not None)]
 
 
@@ -63,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise RecipeError(f"--processes must be at least 1, not {args.processes}")
     load_recipe(args.recipe)  # a mistake in it is told here, not by a process far away
     set_id = args.training_set or read_training_set(lake, args.run_id)
-    read_manifest(lake, set_id)
+    tell(ds=read_manifest(lake, set_id).ds)
     folder = training_uri(lake, args.run_id)
     if (Path(folder) / RECORD).is_file():
         log.info("%s: trained already", folder)

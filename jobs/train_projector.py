@@ -25,6 +25,7 @@ from assistant.brains.prompts import Prompter, smollm2_vocabulary
 from assistant.training.conversations import KINDS, TITLE, WORD, ConversationsError, read_examples, read_manifest
 from assistant.training.train import TrainingSetting, save_weights, start, train
 from embedding.encoder.training_set import TRAIN
+from embedding.log_lines import tell
 from embedding.tables import storage
 from embedding.tables.lake import Lake
 from embedding.tables.storage import is_local
@@ -53,6 +54,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise ConversationsError(f"run {args.run_id} has made no examples: run build_conversations.py with that --run-id first")
     wanted = args.conversations or json.loads(storage.read_bytes(uri))["conversations_id"]
     manifest = read_manifest(lake, wanted)
+    tell(embedding_version=manifest.embedding_version)
     examples = read_examples(lake, manifest, TRAIN, KINDS)
     steps = round(TrainingSetting.name_steps * min(1.0, args.share))
     setting = TrainingSetting(scale_tokens=args.share, name_steps=steps, seed=args.seed)

@@ -22,6 +22,7 @@ from demo.days import DEMO_DAYS, Day, write_days
 from demo.openclipart import clipart_root, read_clipart
 from embedding.encoder.config import CONFIGS_FOLDER
 from embedding.tables.lake import Lake
+from tests.watched import watched
 
 REPO = Path(__file__).resolve().parents[1]
 PICTURES = 60
@@ -127,15 +128,24 @@ RunNight = Callable[..., int]
 
 
 @pytest.fixture(scope="session")
-def run_night(exports: Exports, spark_environment: None) -> RunNight:
+def seen_programs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the programs did that made the lakes below (tests/watched.py), and those of other tests' nights."""
+    return shared_root(tmp_path_factory) / "programs.jsonl"
+
+
+@pytest.fixture(scope="session")
+def run_night(exports: Exports, spark_environment: None, seen_programs: Path) -> RunNight:
     """Runs land, embed and check of a day in this process; returns the check's exit status."""
     from jobs import check_night, embed_pins, land_exports
 
     def run(lake: Lake, ds: str, run_id: str, *, folder: Path | None = None, min_coverage: float = 0.1) -> int:
         common = ["--home", lake.home, "--ds", ds, "--run-id", run_id]
-        land_exports.main([*common, "--exports", str(folder or exports.folder)])
-        embed_pins.main(common)
-        return check_night.main([*common, "--min-coverage", str(min_coverage)])
+        with watched(land_exports, lake, seen_programs):
+            land_exports.main([*common, "--exports", str(folder or exports.folder)])
+        with watched(embed_pins, lake, seen_programs):
+            embed_pins.main(common)
+        with watched(check_night, lake, seen_programs):
+            return check_night.main([*common, "--min-coverage", str(min_coverage)])
 
     return run
 
@@ -154,7 +164,7 @@ def lake_of_three_nights(run_night: RunNight, tmp_path_factory: pytest.TempPathF
 
 
 @pytest.fixture(scope="session")
-def released_lake(lake_of_three_nights: Lake, tmp_path_factory: pytest.TempPathFactory) -> Lake:
+def released_lake(lake_of_three_nights: Lake, seen_programs: Path, tmp_path_factory: pytest.TempPathFactory) -> Lake:
     """That lake with a live release, of the run `first`. For tests that only read, or copy it."""
     from jobs import build_index, check_index, publish_index
 
@@ -162,16 +172,16 @@ def released_lake(lake_of_three_nights: Lake, tmp_path_factory: pytest.TempPathF
         lake = Lake(str(folder))
         shutil.copytree(lake_of_three_nights.home, lake.home)
         common = ["--home", lake.home, "--run-id", "first"]
-        build_index.main([*common, "--ds", DEMO_DAYS[-1]])
-        assert check_index.main(common) == 0
-        publish_index.main(common)
+        for program, args in ((build_index, ["--ds", DEMO_DAYS[-1]]), (check_index, []), (publish_index, [])):
+            with watched(program, lake, seen_programs):
+                assert not program.main([*common, *args])
         return lake
 
     return made_once(tmp_path_factory, "released", make)
 
 
 @pytest.fixture(scope="session")
-def lake_with_interests(released_lake: Lake, tmp_path_factory: pytest.TempPathFactory) -> Lake:
+def lake_with_interests(released_lake: Lake, seen_programs: Path, tmp_path_factory: pytest.TempPathFactory) -> Lake:
     """That lake with a live graph and everybody's interests besides. For tests that only read, or copy it."""
     from jobs import build_graph, build_interests, check_taste, relate_pins
 
@@ -179,7 +189,8 @@ def lake_with_interests(released_lake: Lake, tmp_path_factory: pytest.TempPathFa
         lake = Lake(str(folder))
         shutil.copytree(released_lake.home, lake.home)
         for program in (build_graph, relate_pins, build_interests, check_taste):
-            program.main(["--home", lake.home, "--run-id", "taste"])
+            with watched(program, lake, seen_programs):
+                program.main(["--home", lake.home, "--run-id", "taste"])
         return lake
 
     return made_once(tmp_path_factory, "interests", make)

@@ -1,5 +1,6 @@
 #!/bin/sh
-# Makes .venv from requirements.lock. Runs again only when the lock or pyproject.toml has changed.
+# Makes .venv from requirements-dev.lock: what requirements.lock has, which deployments install, and the tools of tests and
+# checks. Runs again only when the lock or pyproject.toml has changed.
 #
 # What it needs of the machine: Python 3.11 to 3.13 with venv, and Java 17 or later for Spark. As root on Debian or Ubuntu
 # it installs what is missing; otherwise it says what to install, and stops. With --browser it sees to Chromium besides, for the
@@ -66,7 +67,7 @@ if [ "${1:-}" = --browser ] && ! command -v chromium >/dev/null 2>&1 && ! comman
 fi
 
 stamp=.venv/.made-from
-wanted=$(cat requirements.lock pyproject.toml | sha256sum | cut -d ' ' -f 1)-$version
+wanted=$(cat requirements-dev.lock pyproject.toml | sha256sum | cut -d ' ' -f 1)-$version
 if [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$wanted" ]; then
     exit 0
 fi
@@ -75,16 +76,16 @@ if [ "$free_kib" -lt 12000000 ] && [ ! -d .venv ]; then
     say "the environment takes about 8 GB, and $((free_kib / 1048576)) GB are free here: make room first"
     exit 1
 fi
-say "making .venv from requirements.lock (about 8 GB, most of it PyTorch; a few minutes on the first time) ..."
+say "making .venv from requirements-dev.lock (about 8 GB, most of it PyTorch; a few minutes on the first time) ..."
 [ -x .venv/bin/python ] && fits .venv/bin/python || { rm -rf .venv && "$python" -m venv .venv; }
 # uv installs ten times faster than pip. It is taken from the same lock, by hash.
 bootstrap=$(mktemp)
 trap 'rm -f "$bootstrap"' EXIT
-awk '/^uv==/ {found = 1} found {print} found && !/\\$/ {exit}' requirements.lock >"$bootstrap"
+awk '/^uv==/ {found = 1} found {print} found && !/\\$/ {exit}' requirements-dev.lock >"$bootstrap"
 .venv/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r "$bootstrap"
 export UV_HTTP_TIMEOUT="${UV_HTTP_TIMEOUT:-300}" UV_LINK_MODE="${UV_LINK_MODE:-hardlink}"
 # sync removes what an older lock had. Bytecode is compiled now, so that no process pays for it later.
-.venv/bin/uv pip sync --quiet --python .venv/bin/python --require-hashes --compile-bytecode requirements.lock
+.venv/bin/uv pip sync --quiet --python .venv/bin/python --require-hashes --compile-bytecode requirements-dev.lock
 .venv/bin/uv pip install --quiet --python .venv/bin/python --no-deps --no-build-isolation --editable .
 
 # Spark's JVM starts faster from an archive of its classes (class data sharing). If that fails, it only starts slower.

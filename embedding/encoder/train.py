@@ -34,6 +34,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from embedding import log_lines
 from embedding.contracts import EmbeddingVersion
 from embedding.encoder.building import build_model, load_weights, weights_names
 from embedding.encoder.config import ConfigError, EncoderConfig, embedding_version, load_config
@@ -215,6 +216,7 @@ def train(
     out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(recipe.seed)  # what no file and no warm start gives is drawn at random
     manifest = read_manifest(lake, set_id)
+    log_lines.tell(ds=manifest.ds)
     config, model, new = load_start(recipe)
     encoder = PinEncoder.of_model(config, EmbeddingVersion(config.name, "0" * 12), model, place.device)
     source = _source(lake, manifest, recipe, encoder, out, place, features)
@@ -501,6 +503,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--home", required=True, help="where the lake lies, and in it the training set")
     parser.add_argument("--training-set", required=True, metavar="ID", help="made by jobs/build_training_set.py")
     parser.add_argument("--out", required=True, type=Path, help="folder for the encoder; a killed training goes on there")
+    parser.add_argument("--run-id", help="names the run in the log's lines")
     parser.add_argument("--recipe", default=DEFAULT_RECIPE, help="name or path of a recipe")
     parser.add_argument("--seed", type=int, help="another seed than the recipe's")
     parser.add_argument("--epochs", type=float, help="another number of epochs than the recipe's")
@@ -510,7 +513,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stdout)
+    log_lines.set_up(sys.stdout)
+    log_lines.start_over(run_id=args.run_id)
     changes = {name: getattr(args, name) for name in ("seed", "epochs") if getattr(args, name) is not None}
     place = join_others()
     try:

@@ -24,17 +24,44 @@ from embedding.tables.scan import read_rows
 from embedding.taste.checks import last_checks
 from embedding.taste.store import graph_of_run, live_graph_id, read_manifest
 from tests.conftest import Exports
+from tests.e2e.receiver import Receiver, wait_for
+from tests.test_log_lines import told
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1_800)]
 
 DAY_1, DAY_2, _ = DEMO_DAYS
+DEADLINE_S = 60
+ALERTS_PASSWORD = "for-the-operators-alone"
 LIVE = str(embedding_version(load_config("pinclip-base")))
 
 
 @pytest.fixture(scope="module")
-def airflow(exports: Exports, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalAirflow]:
+def receiver() -> Iterator[Receiver]:
+    """Where Airflow sends its alerts, metrics and traces."""
+    with Receiver() as receiver:
+        yield receiver
+
+
+def observed(receiver: Receiver, lineage: Path) -> dict[str, str]:
+    """The settings that docs/operations.md names, for an operator's services."""
+    address = f"json://operator:{ALERTS_PASSWORD}@127.0.0.1:{receiver.port}/alerts"
+    return {
+        "AIRFLOW_CONN_PINLAKE_ALERTS": json.dumps({"conn_type": "apprise", "extra": {"config": {"path": address}}}),
+        "PINLAKE_DEADLINE_HOURS": json.dumps({"nightly_pins": DEADLINE_S / 3600}),
+        "AIRFLOW__METRICS__OTEL_ON": "True",
+        "AIRFLOW__TRACES__OTEL_ON": "True",
+        "OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{receiver.port}",
+        "OTEL_TRACES_EXPORTER": "otlp_proto_http",
+        "OTEL_METRIC_EXPORT_INTERVAL": "5000",
+        "AIRFLOW__OPENLINEAGE__TRANSPORT": json.dumps({"type": "file", "log_file_path": str(lineage), "append": True}),
+    }
+
+
+@pytest.fixture(scope="module")
+def airflow(exports: Exports, receiver: Receiver, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalAirflow]:
     home = tmp_path_factory.mktemp("airflow home")
     env = {"PINLAKE_EXPORTS": str(exports.folder), "PINLAKE_MIGRATION_SLICES": "1"}
+    env |= observed(receiver, home / "lineage.jsonl")
     stack = LocalAirflow(home, port=18_080, spark_master="local[1]", retry_delay_s=1, env=env)
     with stack:
         for dag_id in ("nightly_pins", "index_release", "taste_profiles"):
@@ -80,6 +107,20 @@ def refused(lake: Lake, ds: str, stage: str, version: str | None = None) -> list
     """The day's pins in quarantine, those without an id left out."""
     where = partition_is(ds=ds, stage=stage, embedding_version=version)
     return [pin_id for pin_id in ids(read_rows(lake.open(QUARANTINE), ["pin_id"], where)) if pin_id is not None]
+
+
+def alerts(receiver: Receiver, kind: str) -> list[dict[str, Any]]:
+    return [alert for alert in receiver.alerts() if alert["title"].startswith(f"pinlake: {kind}: ")]
+
+
+def names(datasets: list[dict[str, Any]]) -> set[str]:
+    assert {dataset["namespace"] for dataset in datasets} <= {"file"}
+    return {dataset["name"] for dataset in datasets}
+
+
+def about(event: dict[str, Any]) -> dict[str, str]:
+    """The tags of an event's run: program, ds, embedding_version."""
+    return {tag["key"]: tag["value"] for tag in event["run"]["facets"]["tags"]["tags"] if tag["source"] == "pinlake"}
 
 
 def set_slots(airflow: LocalAirflow, slots: int) -> int:
@@ -184,7 +225,73 @@ def test_a_day_backfilled_in_the_middle_of_a_migration(
     assert open_live(lake).manifest == live
 
 
+def test_a_failed_gate_is_told_once_with_what_it_found(airflow: LocalAirflow, receiver: Receiver) -> None:
+    run_id = airflow.api.trigger_day("nightly_pins", DAY_2, {"min_coverage": 1.0})
+    report = run(airflow, "nightly_pins", run_id)
+    (alert,) = wait_for(lambda: alerts(receiver, "gate failed"))
+    assert alert["title"] == f"pinlake: gate failed: nightly_pins.check, {DAY_2}"
+    (finding,) = [text for level, *_, text in told(report) if level == "ERROR"]
+    assert alert["message"].startswith(finding) and "coverage" in finding
+    for fact in (f"ds: {DAY_2}", f"run_id: {run_id}", f"embedding_version: {LIVE}", "try: 1 of 3", "operations.md#gate-failed"):
+        assert fact in alert["message"].splitlines() or fact in alert["message"], alert["message"]
+    assert {line[1:3] for line in told(report)} == {(DAY_2, run_id)}
+    assert told(report)[-1][3] == LIVE
+
+
+def test_a_task_that_failed_for_good_is_told_once_and_not_by_each_retry(airflow: LocalAirflow, receiver: Receiver) -> None:
+    (alert,) = wait_for(lambda: alerts(receiver, "task failed"))
+    assert alert["title"] == "pinlake: task failed: nightly_pins.wait_for_export, 2026-12-24"
+    assert "FileNotFoundError: no export for 2026-12-24" in alert["message"]
+    assert "try: 3 of 3" in alert["message"]
+
+
+def test_a_run_that_misses_its_deadline_is_told(airflow: LocalAirflow, receiver: Receiver) -> None:
+    waiting = [r for r in airflow.api.runs("nightly_pins") if r["partition_key"] == "2026-12-25"]
+    title = "pinlake: deadline missed: nightly_pins, 2026-12-25"
+    (alert,) = wait_for(lambda: [alert for alert in alerts(receiver, "deadline missed") if alert["title"] == title])
+    assert f"run_id: {waiting[0]['dag_run_id']}" in alert["message"]
+    assert "it is running" in alert["message"] and "operations.md#deadline-missed" in alert["message"]
+
+
+def test_metrics_and_traces_reach_the_collector(airflow: LocalAirflow, receiver: Receiver) -> None:
+    def nights_of(metric: str) -> list[dict[str, Any]]:
+        return [point for point in receiver.metrics().get(metric, []) if point.get("dag_id") == "nightly_pins"]
+
+    assert wait_for(lambda: nights_of("airflow.dagrun.duration.success"))
+    assert wait_for(lambda: {"land", "embed", "check"} <= {point["task_id"] for point in nights_of("airflow.task.duration")})
+    assert wait_for(lambda: receiver.metrics().get("airflow.scheduler_heartbeat"))
+    spans = list(receiver.spans())
+    print(sorted({(name, tuple(sorted(a))) for _, name, a in spans}))
+    print(sorted(receiver.metrics()))
+
+
+def test_lineage_goes_from_the_export_to_the_live_release(airflow: LocalAirflow, lake: Lake, exports: Exports) -> None:
+    events = [json.loads(line) for line in (airflow.home / "lineage.jsonl").read_text().splitlines()]
+    ended = [event for event in events if event["eventType"] == "COMPLETE" and about(event).get("ds") == DAY_1]
+    reached = {str(exports.folder / f"ds={DAY_1}")}
+    while new := {name for event in ended if names(event["inputs"]) & reached for name in names(event["outputs"])} - reached:
+        reached |= new
+    tables = ("pins", "boards", "saves", "users", "quarantine", "pin_embeddings", "nights", "releases", "related_pins")
+    tables += ("user_interests", "board_embeddings", "user_embeddings")
+    ends = [f"tables/{name}" for name in tables] + ["releases/pins", "releases/pins/LIVE", "graphs/LIVE", "user_models"]
+    assert reached == {str(exports.folder / f"ds={DAY_1}"), *(f"{lake.home}/{end}" for end in ends)}
+    versions = {event["job"]["name"]: about(event).get("embedding_version") for event in ended}
+    assert {task for task, version in versions.items() if version != LIVE} <= {
+        "nightly_pins.land",
+        "taste_profiles.graph",
+        "taste_profiles.relate",
+    }
+    (pins,) = {
+        json.dumps([field["name"] for field in output["facets"]["schema"]["fields"]])
+        for event in ended
+        for output in event["outputs"]
+        if output["name"] == f"{lake.home}/tables/pins"
+    }
+    assert json.loads(pins) == PINS.schema.names
+
+
 def test_no_secret_is_in_a_log(airflow: LocalAirflow) -> None:
     password = airflow.password_file.read_text().split('"')[3]
     for log in Path(airflow.airflow_home, "logs").rglob("*.log"):
         assert password not in log.read_text(errors="replace"), log
+        assert ALERTS_PASSWORD not in log.read_text(errors="replace"), log
