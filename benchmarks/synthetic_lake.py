@@ -8,7 +8,7 @@ a share of them. Pins show a few hundred real JPEG files, each with a text of it
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from hashlib import sha256
@@ -40,7 +40,7 @@ from embedding.encoder.config import load_config
 from embedding.encoder.store import add_encoder
 from embedding.tables.exports import judge_rows
 from embedding.tables.lake import Lake, Replacement, partition_version, replace_partition
-from embedding.tables.staging import Stager
+from embedding.tables.staging import MAX_ROWS_A_FILE, Stager
 
 FIRST_DAY = date(2026, 1, 1)
 PICTURES = 512
@@ -50,6 +50,9 @@ ROWS_A_STEP = 50_000
 EDITED, NEW, MOVED, REPINNED, DELETED = "edited", "new", "moved", "repinned", "deleted"
 SHARES = {EDITED: 0.50, NEW: 0.25, MOVED: 0.12, REPINNED: 0.08, DELETED: 0.05}
 """What a night's changes are: of the edited and the new pins the content is unknown, of the moved and repinned ones known."""
+
+KNOWN_ONLY = {EDITED: 0.0, NEW: 0.0, MOVED: 1.0, REPINNED: 0.0, DELETED: 0.0}
+"""Of a day whose pins were on another board before: nothing is encoded."""
 
 _WORDS = ("amber", "basil", "cedar", "dune", "ember", "fern", "grove", "harbor", "indigo", "jasmine", "kiln", "linen", "meadow")
 
@@ -72,10 +75,10 @@ class Changes:
     def __len__(self) -> int:
         return len(self.pin_id)
 
-    def steps(self) -> Iterator[Changes]:
-        """The rows in pieces that memory holds easily."""
-        for start in range(0, len(self), ROWS_A_STEP):
-            piece = slice(start, start + ROWS_A_STEP)
+    def steps(self, rows: int) -> Iterator[Changes]:
+        """The rows in pieces of so many."""
+        for start in range(0, len(self), rows):
+            piece = slice(start, start + rows)
             yield Changes(self.pin_id[piece], self.content[piece], self.board_id[piece], self.deleted[piece])
 
 
@@ -107,12 +110,34 @@ def write_tiny_encoder(folder: Path, seed: int = 1) -> Path:
 
 
 class SyntheticLake:
-    """A platform of `pins` pins: its lake below `folder`/lake, and its exports below `folder`/exports as they are made."""
+    """A platform of `pins` pins: its lake below `folder`/lake, and its exports below `folder`/exports as they are made.
 
-    def __init__(self, folder: Path, pins: int, *, share: float = 0.01, seed: int = 1):
+    Args:
+        share: Of the pins, how many a day changes.
+        shares: Of the changes, how many are of each kind.
+        intrinsic: In how many dimensions vectors differ, but for a little noise; None for all of them, in which all pins are
+            equally far from one another and no index finds near ones.
+        files: Of how many files a day's rows are at least, in the tables and in its export.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        pins: int,
+        *,
+        share: float = 0.01,
+        seed: int = 1,
+        shares: Mapping[str, float] = SHARES,
+        intrinsic: int | None = None,
+        files: int = 1,
+    ):
         self.lake, self.exports = Lake(str(folder / "lake")), folder / "exports"
         self._folder, self._pins, self._changed = folder, pins, round(pins * share)
         self._rng = np.random.default_rng(seed)
+        self._shares = shares
+        self._rows_a_file = min(MAX_ROWS_A_FILE, -(-self._changed // files)) if files > 1 else MAX_ROWS_A_FILE
+        self._rows_a_step = min(ROWS_A_STEP, self._rows_a_file)
+        self._axes = None if intrinsic is None else np.random.default_rng(seed).standard_normal((intrinsic, EMBEDDING_DIM))
         self._contents = pins
         """Contents are numbered; the number says picture and text."""
         self._shown = np.arange(pins)
@@ -134,7 +159,7 @@ class SyntheticLake:
         """The export of day `number`, and what its night is to count."""
         changes, counts = self._change()
         folder = Path(export_day_folder(str(self.exports), day_name(number)))
-        rows = pa.Table.from_batches([self._export_rows(piece, number) for piece in changes.steps()])
+        rows = pa.Table.from_batches([self._export_rows(piece, number) for piece in changes.steps(self._rows_a_step)])
         tables = {
             "pins": rows,
             "boards": self._board_rows(changes, number),
@@ -142,14 +167,15 @@ class SyntheticLake:
         }
         for entity, table in tables.items():
             (folder / entity).mkdir(parents=True)
-            pq.write_table(table, folder / entity / "part-0.parquet")
+            for part, start in enumerate(range(0, max(1, len(table)), self._rows_a_file)):
+                pq.write_table(table.slice(start, self._rows_a_file), folder / entity / f"part-{part}.parquet")
         (folder / SUCCESS_MARKER).touch()
         encoded, reused = counts[EDITED] + counts[NEW], counts[MOVED] + counts[REPINNED]
         return Expected(encoded + reused, counts[DELETED], encoded, reused)
 
     def _change(self) -> tuple[Changes, dict[str, int]]:
         """A day's changes, each pin at most once, and how many of each kind."""
-        counts = {kind: round(self._changed * share) for kind, share in SHARES.items()}
+        counts = {kind: round(self._changed * share) for kind, share in self._shares.items()}
         alive = self._rng.permutation(np.flatnonzero(self._shown >= 0))
         edited, moved, deleted, source = np.split(
             alive, np.cumsum([counts[EDITED], counts[MOVED], counts[DELETED], counts[REPINNED]])
@@ -238,7 +264,7 @@ class SyntheticLake:
             self._stager(SAVES, ds=ds) as saves,
             self._stager(PIN_EMBEDDINGS, ds=ds) as vectors,
         ):
-            for piece in changes.steps():
+            for piece in changes.steps(self._rows_a_step):
                 rows = judge_rows("pins", self._export_rows(piece, number))
                 pins.add(_with_text(rows, landed))
                 saves.add(_with_text(self._save_rows(piece, number), landed))
@@ -256,13 +282,16 @@ class SyntheticLake:
         return {name: values[name] for name in contract.partition_by}
 
     def _stager(self, contract: TableContract, ds: str) -> Stager:
-        return Stager(self.lake.table_uri(contract), contract, self._partition(contract, ds))
+        return Stager(self.lake.table_uri(contract), contract, self._partition(contract, ds), self._rows_a_file)
 
     def _vector_rows(self, rows: pa.RecordBatch, number: int) -> pa.Table:
         texts = zip(*(rows[name].to_pylist() for name in ("title", "description", "tags")), strict=True)
         pictures = [int(uri.rpartition("/")[2].removesuffix(".jpg")) for uri in rows["image_uri"].to_pylist()]
         hashes = [content_sha256(self._image_sha256[p], pin_text(*text)) for p, text in zip(pictures, texts, strict=True)]
         vectors_ND = self._rng.standard_normal((rows.num_rows, EMBEDDING_DIM), dtype=np.float32)
+        if self._axes is not None:
+            places = self._rng.standard_normal((rows.num_rows, len(self._axes)), dtype=np.float32)
+            vectors_ND = places @ self._axes.astype(np.float32) + 0.3 * vectors_ND
         vectors_ND /= np.linalg.norm(vectors_ND, axis=1, keepdims=True)
         offsets = np.arange(0, vectors_ND.size + 1, EMBEDDING_DIM, dtype=np.int32)
         yes = np.ones(rows.num_rows, np.bool_)
