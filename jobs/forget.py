@@ -48,7 +48,7 @@ from jobs.session import (
     spark_session,
     whole_number,
 )
-from jobs.statistics import StepStatistics
+from jobs.step_statistics import StepStatistics
 
 FORGET_DAYS = 7
 PARTITIONS_A_COMMIT = 200

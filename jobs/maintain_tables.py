@@ -50,7 +50,7 @@ from embedding.tables.staging import MAX_ROWS_A_FILE, STAGED_SCHEMA, StagedFile,
 from embedding.taste.graph import GraphError
 from embedding.taste.store import finished_graphs
 from jobs.session import arguments, log, map_items, run_program, spark_session, stage, whole_number
-from jobs.statistics import StepStatistics
+from jobs.step_statistics import StepStatistics
 
 PARTITIONS_A_COMMIT = 200
 """Small partitions that are rewritten and committed together: what a killed run has to do again."""

@@ -53,6 +53,7 @@ def observed(receiver: Receiver, lineage: Path) -> dict[str, str]:
         "OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{receiver.port}",
         "OTEL_TRACES_EXPORTER": "otlp_proto_http",
         "OTEL_METRIC_EXPORT_INTERVAL": "5000",
+        "AIRFLOW__OPENLINEAGE__EXECUTE_IN_THREAD": "True",
         "AIRFLOW__OPENLINEAGE__TRANSPORT": json.dumps({"type": "file", "log_file_path": str(lineage), "append": True}),
     }
 
@@ -260,9 +261,14 @@ def test_metrics_and_traces_reach_the_collector(airflow: LocalAirflow, receiver:
     assert wait_for(lambda: nights_of("airflow.dagrun.duration.success"))
     assert wait_for(lambda: {"land", "embed", "check"} <= {point["task_id"] for point in nights_of("airflow.task.duration")})
     assert wait_for(lambda: receiver.metrics().get("airflow.scheduler_heartbeat"))
-    spans = list(receiver.spans())
-    print(sorted({(name, tuple(sorted(a))) for _, name, a in spans}))
-    print(sorted(receiver.metrics()))
+    (night,) = {
+        trace
+        for trace, name, facts in receiver.spans()
+        if name == "dag_run.nightly_pins" and facts.get("airflow.dag_run.partition_key") == DAY_1
+    }
+    spans = {name: facts["airflow.dag_run.run_id"] for trace, name, facts in receiver.spans() if trace == night}
+    assert {"dag_run.nightly_pins", "worker.land", "worker.embed", "worker.check"} <= set(spans)
+    assert len(set(spans.values())) == 1, "a trace is a run"
 
 
 def test_lineage_goes_from_the_export_to_the_live_release(airflow: LocalAirflow, lake: Lake, exports: Exports) -> None:
