@@ -279,7 +279,8 @@ def test_lineage_goes_from_the_export_to_the_live_release(airflow: LocalAirflow,
         reached |= new
     tables = ("pins", "boards", "saves", "users", "quarantine", "pin_embeddings", "nights", "releases", "related_pins")
     tables += ("user_interests", "board_embeddings", "user_embeddings")
-    ends = [f"tables/{name}" for name in tables] + ["releases/pins", "releases/pins/LIVE", "graphs/LIVE", "user_models"]
+    ends = [f"tables/{name}" for name in tables]
+    ends += ["releases/pins", "releases/pins/LIVE", "graphs", "graphs/LIVE", "user_models"]
     assert reached == {str(exports.folder / f"ds={DAY_1}"), *(f"{lake.home}/{end}" for end in ends)}
     versions = {event["job"]["name"]: about(event).get("embedding_version") for event in ended}
     assert {task for task, version in versions.items() if version != LIVE} <= {
