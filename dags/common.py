@@ -32,6 +32,7 @@ import os
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from airflow.sdk import Asset, Param, task
 from airflow.sdk.exceptions import AirflowFailException
@@ -61,15 +62,21 @@ DAY = "{{ day_of(dag_run.partition_key, params.ds) }}"
 
 def home() -> str:
     """Where tables and releases are; refuses to guess."""
-    try:
-        return os.environ["PINLAKE_HOME"].rstrip("/")
-    except KeyError:
-        raise ValueError("PINLAKE_HOME is not set: give Airflow's processes the folder or URI of the tables") from None
+    if not (found := os.environ.get("PINLAKE_HOME", "").rstrip("/")):
+        raise ValueError("PINLAKE_HOME is not set: give Airflow's processes the folder or URI of the tables")
+    return _without_credentials("PINLAKE_HOME", found)
 
 
 def exports() -> str:
     """Where the platform leaves its exports, a folder a day."""
-    return os.environ.get("PINLAKE_EXPORTS") or f"{home()}/exports"
+    return _without_credentials("PINLAKE_EXPORTS", os.environ.get("PINLAKE_EXPORTS") or f"{home()}/exports")
+
+
+def _without_credentials(variable: str, address: str) -> str:
+    # It goes on command lines and into logs. Azure's `container@account` is no secret.
+    if "@" in urlsplit(address).netloc and not address.startswith("abfs"):
+        raise ValueError(f"{variable} may carry no key or password: put them into the connection pinlake_store")
+    return address
 
 
 def first_encoder() -> str:

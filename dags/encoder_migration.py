@@ -27,6 +27,7 @@ from airflow.sdk import DAG, Param
 from dags.alerts import run_failed
 from dags.common import MIGRATION_POOL, POINTER_POOL, choose_encoders, migration_slices, task_policy
 from dags.programs import StopWhenCheckFails, build_and_check, spark_job
+from embedding.contracts import FILE_OR_NAME_PATTERN
 
 TO = "{{ ti.xcom_pull(task_ids='choose_encoders', key='candidate') }}"
 
@@ -43,7 +44,10 @@ with DAG(
     on_failure_callback=run_failed,
     params={
         "to": Param(
-            "candidate", type="string", minLength=1, description="Config's path or name, embedding version, or candidate."
+            "candidate",
+            type="string",
+            pattern=FILE_OR_NAME_PATTERN,
+            description="Config's path or name, embedding version, or candidate.",
         ),
         "allow_worse": Param(False, type="boolean", description="Cut over though board-mates are found less often than now."),
         "min_coverage": Param(

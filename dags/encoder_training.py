@@ -23,7 +23,7 @@ from airflow.sdk import DAG, CronTriggerTimetable, Param, TriggerRule
 from dags.alerts import run_failed
 from dags.common import first_night, task_policy
 from dags.programs import StopWhenCheckFails, spark_job
-from embedding.contracts import DS_PATTERN
+from embedding.contracts import DS_PATTERN, FILE_OR_NAME_PATTERN
 
 TRAINING_POOL = "training"
 """Pool of what takes the machine's processors or GPUs for hours (dags/pools.json)."""
@@ -41,9 +41,18 @@ with DAG(
     default_args=task_policy(),
     on_failure_callback=run_failed,
     params={
-        "recipe": Param("pinclip-base", type="string", minLength=1, description="Recipe of the training: a name, or a file."),
-        "processes": Param(1, type="integer", minimum=1, description="Training processes: one a GPU, or a share of the cores."),
-        "seed": Param(0, type="integer", minimum=0, description="Of all that is drawn by chance in the training."),
+        "recipe": Param(
+            "pinclip-base",
+            type="string",
+            pattern=FILE_OR_NAME_PATTERN,
+            description="Recipe of the training: a name, or a file.",
+        ),
+        "processes": Param(
+            1, type="integer", minimum=1, maximum=1024, description="Training processes: one a GPU, or a share of the cores."
+        ),
+        "seed": Param(
+            0, type="integer", minimum=0, maximum=2**31 - 1, description="Of all that is drawn by chance in the training."
+        ),
         "ds": Param(
             None,
             type=["null", "string"],

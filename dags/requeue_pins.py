@@ -19,7 +19,7 @@ from airflow.sdk import DAG, Param
 from dags.alerts import run_failed
 from dags.common import POINTER_POOL, choose_encoders, task_policy
 from dags.programs import StopWhenCheckFails, build_and_check, spark_job
-from embedding.contracts import EMBED_REASONS
+from embedding.contracts import EMBED_REASONS, MAX_ID
 
 with DAG(
     dag_id="requeue_pins",
@@ -37,9 +37,16 @@ with DAG(
             [],
             type="array",
             items={"type": "string", "enum": sorted(EMBED_REASONS)},
+            uniqueItems=True,
             description="Try the pins again that are in quarantine for one of these reasons.",
         ),
-        "pins": Param([], type="array", items={"type": "integer"}, description="Try these pins again."),
+        "pins": Param(
+            [],
+            type="array",
+            items={"type": "integer", "minimum": -MAX_ID, "maximum": MAX_ID},
+            maxItems=5_000,  # 100 KB: an argument of a program has at most 128
+            description="Try these pins again.",
+        ),
     },
 ) as dag:
     asked = ("--retry-reasons={{ params.reasons | join(',') }}", "--retry-pins={{ params.pins | join(',') }}")

@@ -27,6 +27,9 @@ from dags.alerts import run_failed
 from dags.common import first_night, forget_days, table_retention_hours, task_policy
 from dags.programs import StopWhenCheckFails, spark_job
 
+MOST_DAYS = 36_500
+"""Of a retention."""
+
 MAINTENANCE_POOL = "maintenance"
 """Pool of what rewrites and deletes the tables' files (dags/pools.json): beside the nights, in nobody's place."""
 
@@ -48,10 +51,15 @@ with DAG(
             table_retention_hours(),
             type="integer",
             minimum=24,
+            maximum=24 * MOST_DAYS,
             description="How long files stay that are no longer needed. Never less than the longest night takes.",
         ),
         "forget_days": Param(
-            forget_days(), type="integer", minimum=1, description="For how many days a deletion can still be taken back."
+            forget_days(),
+            type="integer",
+            minimum=1,
+            maximum=MOST_DAYS,
+            description="For how many days a deletion can still be taken back.",
         ),
     },
 ) as dag:

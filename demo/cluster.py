@@ -25,19 +25,19 @@ import os
 import shutil
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from collections.abc import Callable
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 from demo.airflow import LAPTOP_SPARK_CONF
-from demo.airflow_api import AirflowApi, AirflowError
+from demo.airflow_api import DONE_STATES, AirflowError
 from demo.cluster_checks import Finding, check_day, check_release, check_requests, check_secrets
-from demo.cluster_processes import ClusterFailedError, Processes
+from demo.cluster_processes import AIRFLOW, BUCKET, SPARK, Cluster, ClusterFailedError, program_environment, until
 from demo.days import DEMO_DAYS, write_days
 from demo.openclipart import ClipartUnavailableError, fetch, read_clipart
 from demo.run import Progress
+from demo.services import ServicesError
 from demo.store_upload import upload_exports
 from embedding.cli import format_table
 from embedding.encoder.config import CONFIGS_FOLDER, embedding_version, load_config
@@ -75,50 +75,44 @@ class ClusterTest:
 
     def __init__(self, folder: Path, cache: Path, progress: Progress) -> None:
         self._folder, self._cache, self._progress = folder, cache, progress
-        self.processes = Processes(folder, progress.say)
-        self.lake = Lake(self.processes.home)
+        self._cluster = Cluster(folder, progress.say)
+        self._lake = Lake(self._cluster.home)
+        self._live = str(embedding_version(load_config("pinclip-base")))
         self.findings: list[Finding] = []
-
-    @property
-    def api(self) -> AirflowApi:
-        return self.processes.api
 
     def run(self) -> None:
         """Everything in order; raises where something did not even end."""
-        with ExitStack() as until:
-            until.callback(self.processes.stop)
-            self.processes.start("store")
-            os.environ.update(self.processes.store_environment())
+        with self._cluster.services as services:
+            services.up("store")
+            os.environ.update(self._cluster.store_environment())
             self._upload()
             undisturbed = self._undisturbed()
-            self.processes.start_all()
-            for dag_id in ("nightly_pins", "index_release"):
-                self.api.unpause(dag_id)
+            services.up(*AIRFLOW, *SPARK, timeout_s=900)
+            self._progress.say(f"the cluster is up: {', '.join(sorted(s.title for s in services.services))}")
+            self._api = self._cluster.api
             self._night()
             self._backfill()
             new = self._migration()
             self._progress.say("checks")
-            live = str(embedding_version(load_config("pinclip-base")))
             for ds in (DAY_1, DAY_2):
-                self.findings += check_day(self.lake, undisturbed, ds, live)
-            self.findings += check_release(self.lake, new, [DAY_1, DAY_2])
-            self.findings += check_requests(self.processes.store_log)
+                self.findings += check_day(self._lake, undisturbed, ds, self._live)
+            self.findings += check_release(self._lake, new, [DAY_1, DAY_2])
+            self.findings += check_requests(self._cluster.store_writes)
         # Once all has ended, and has written its last line.
-        self.findings += check_secrets(self.processes.log_folders, self.processes.secrets)
+        self.findings += check_secrets(self._cluster.logs, self._cluster.secrets)
 
     def _upload(self) -> None:
         exports = self._folder / "exports"
         write_days(read_clipart(fetch(self._cache)), exports, self._folder / "images", limit=PICTURES)
-        count = upload_exports(exports, self.processes.exports, f"{self.processes.bucket}/pictures")
+        count = upload_exports(exports, self._cluster.exports, f"{BUCKET}/pictures")
         self._progress.say(f"three days of exports and {count} pictures are in the store")
 
     def _undisturbed(self) -> Lake:
-        """The two days in one process of `local[2]`."""
-        lake = Lake(f"{self.processes.bucket}/undisturbed")
+        lake = Lake(f"{BUCKET}/undisturbed")
         submit = " ".join(f"--conf '{name}={value}'" for name, value in LAPTOP_SPARK_CONF.items())
-        environment = {**self.processes.program_environment(), "PYSPARK_SUBMIT_ARGS": f"{submit} pyspark-shell"}
+        environment = program_environment({**os.environ, "PYSPARK_SUBMIT_ARGS": f"{submit} pyspark-shell"})
         for ds in (DAY_1, DAY_2):
-            command = [sys.executable, "-c", UNDISTURBED, self.processes.exports]
+            command = [sys.executable, "-c", UNDISTURBED, self._cluster.exports]
             command += ["--home", lake.home, "--ds", ds, "--run-id", "undisturbed"]
             done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, cwd=REPO)
             if done.returncode:
@@ -129,58 +123,51 @@ class ClusterTest:
     def _night(self) -> None:
         asked_at = datetime.now(UTC)
         self._progress.say(f"a night of {DAY_1}, with three kills")
-        run_id = self.api.trigger_day("nightly_pins", DAY_1, LENIENT)
-        kills = self._kills(run_id)
-        kill = next(kills)
-
-        def look(states: dict[str, str]) -> None:
-            self._progress.tasks(DAY_1)(states)
-
-        del look
-        deadline = time.monotonic() + 1_800
-        tell = self._progress.tasks(f"{DAY_1} nightly_pins")
-        while (state := self.api.run_state("nightly_pins", run_id)) not in ("success", "failed"):
-            states = self.api.task_states("nightly_pins", run_id)
+        for dag_id in ("nightly_pins", "index_release"):
+            self._api.unpause(dag_id)
+        run_id = self._api.trigger_day("nightly_pins", DAY_1, LENIENT)
+        kills: dict[str, Callable[[], bool]] = {
+            "land": self._cluster.kill_store,
+            "embed": self._cluster.kill_spark_worker,
+            "check": partial(self._cluster.kill_celery_worker, "check_night.py"),
+        }
+        tell = self._progress.tasks("nightly_pins")
+        for _ in until(1_800):
+            state, states = self._api.run_state("nightly_pins", run_id), self._api.task_states("nightly_pins", run_id)
             tell(states)
-            if kill and kill(states):
-                kill = next(kills, None)
-            if time.monotonic() > deadline:
-                raise ClusterFailedError(f"the night of {DAY_1} does not end: {states}")
-            time.sleep(0.5)
+            for task in [task for task in kills if states.get(task) == "running" and kills[task]()]:
+                del kills[task]
+            if state in DONE_STATES:
+                break
         if state != "success":
-            raise ClusterFailedError(self.api.failure_report("nightly_pins", run_id))
-        self.findings.append(Finding("a store, a Spark worker and a Celery worker were killed in the night's middle", kill is None, "; ".join(self.processes.killed)))
-        self._wait_release(DAY_1, asked_at)
-
-    def _kills(self, run_id: str) -> Iterator[Callable[[dict[str, str]], bool] | None]:
-        yield lambda states: states.get("land") == "running" and self.processes.kill_store_in_the_middle()
-        yield lambda states: states.get("embed") == "running" and self.processes.kill_spark_worker_that_encodes()
-        yield lambda states: states.get("check") == "running" and self.processes.kill_celery_worker_of(f"run-id={run_id}", "check_night.py")
-        yield None
+            raise ClusterFailedError(self._api.failure_report("nightly_pins", run_id))
+        claim = "store, Spark worker and Celery worker were killed while the night used them"
+        self.findings.append(Finding(claim, not kills, ", ".join(self._cluster.killed)))
+        self._wait_release(DAY_1, [DAY_1], asked_at)
 
     def _backfill(self) -> None:
         asked_at = datetime.now(UTC)
         self._progress.say(f"a backfill of {DAY_2}")
         span = ["--from-date", DAY_2, "--to-date", f"{DAY_2}T23:59", "--dag-run-conf", json.dumps(LENIENT)]
-        self.processes.run_airflow("backfill", "create", "--dag-id", "nightly_pins", *span)
-        run_id = self.api.find_run("nightly_pins", DAY_2, after=asked_at)
-        self._wait("nightly_pins", run_id)
-        self._wait_release(DAY_2, asked_at)
+        self._cluster.airflow("backfill", "create", "--dag-id", "nightly_pins", *span)
+        self._wait("nightly_pins", self._api.find_run("nightly_pins", DAY_2, after=asked_at))
+        self._wait_release(DAY_2, [DAY_1, DAY_2], asked_at)
 
     def _migration(self) -> str:
         config = another_encoder(self._folder / "pinclip-words")
         self._progress.say("a migration of both days to another encoder")
-        self.api.unpause("encoder_migration")
-        self._wait("encoder_migration", self.api.trigger("encoder_migration", {"to": str(config), "allow_worse": True, **LENIENT}))
+        self._api.unpause("encoder_migration")
+        conf = {"to": str(config), "allow_worse": True, **LENIENT}
+        self._wait("encoder_migration", self._api.trigger("encoder_migration", conf))
         return str(embedding_version(load_config(config)))
 
-    def _wait_release(self, ds: str, asked_at: datetime) -> None:
-        self._wait("index_release", self.api.find_run("index_release", ds, after=asked_at))
-        self.findings += check_release(self.lake, str(embedding_version(load_config("pinclip-base"))), [day for day in DEMO_DAYS if day <= ds])
+    def _wait_release(self, ds: str, days: list[str], asked_at: datetime) -> None:
+        self._wait("index_release", self._api.find_run("index_release", ds, after=asked_at, timeout_s=180))
+        self.findings += check_release(self._lake, self._live, days)
 
     def _wait(self, dag_id: str, run_id: str) -> None:
-        if self.api.wait_run(dag_id, run_id, self._progress.tasks(dag_id), timeout_s=1_800) != "success":
-            raise ClusterFailedError(self.api.failure_report(dag_id, run_id))
+        if self._api.wait_run(dag_id, run_id, self._progress.tasks(dag_id), timeout_s=1_800) != "success":
+            raise ClusterFailedError(self._api.failure_report(dag_id, run_id))
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -199,12 +186,12 @@ def main(argv: list[str] | None = None) -> int:
     test = ClusterTest(folder, args.cache, Progress())
     try:
         test.run()
-    except (ClusterFailedError, AirflowError, ClipartUnavailableError) as error:
+    except (ClusterFailedError, ServicesError, AirflowError, ClipartUnavailableError) as error:
         print(f"{error}\nlogs: {folder}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130
-    print(format_table([("held", "claim", "seen"), *(("yes" if f.held else "NO", f.claim, f.seen) for f in test.findings)]))
+    print(format_table([("yes" if f.held else "NO", f.claim, f.seen) for f in test.findings], ("held", "claim", "seen")))
     return 0 if all(finding.held for finding in test.findings) else 1
 
 

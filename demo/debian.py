@@ -1,6 +1,6 @@
 """Fetches Debian packages with the system's own apt-get and unpacks them into a folder. Needs no root, installs nothing.
 
-Knows nothing of what is in a package: demo/openclipart.py and benchmarks/photographs.py do.
+Knows nothing of what is in a package: demo/openclipart.py, demo/debian_programs.py and benchmarks/photographs.py do.
 """
 
 from __future__ import annotations
@@ -48,11 +48,32 @@ def fetch_packages(packages: Sequence[str], cache_dir: Path, *, lists_dir: Path 
     return root
 
 
+def with_what_they_need(packages: Sequence[str], lists_dir: Path) -> list[str]:
+    """The packages, and those of their dependencies that this machine has not installed.
+
+    Needs no root: apt-get only works out what it would install. `lists_dir` as in `fetch_packages`; give both the same.
+
+    Raises PackagesUnavailableError.
+    """
+    _require_tools()
+    lists_dir.mkdir(parents=True, exist_ok=True)
+    command = ["--simulate", "--no-install-recommends", "install", *packages]
+    simulated = _apt_get(command, lists_dir)
+    if simulated.returncode:
+        options = _private_apt_options(lists_dir)
+        updated = _apt_get([*options, "update"], lists_dir)
+        simulated = _apt_get([*options, *command], lists_dir)
+        if simulated.returncode:
+            raise PackagesUnavailableError(_why_no_download(packages, updated.stderr + simulated.stderr))
+        (lists_dir / "updated").touch()
+    return [line.split()[1] for line in simulated.stdout.splitlines() if line.startswith("Inst ")]
+
+
 def _require_tools() -> None:
     missing = [tool for tool in ("apt-get", "dpkg-deb") if shutil.which(tool) is None]
     if missing:
         raise PackagesUnavailableError(
-            f"{' and '.join(missing)} not found: the pictures come as Debian packages. Run this on Debian or Ubuntu, "
+            f"{' and '.join(missing)} not found: this is fetched as Debian packages. Run it on Debian or Ubuntu, "
             "or in a container of one, with the same --cache folder mounted; afterwards the cache can be used anywhere."
         )
 

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,6 +22,7 @@ from embedding.tables.storage import is_local
 if TYPE_CHECKING:
     from embedding.index.live import LiveRelease
     from embedding.index.reader import Neighbour
+    from embedding.tables.sql import AsOf
     from embedding.taste.recommend import Recommender
 
 Printer = Callable[[str], None]
@@ -73,7 +76,50 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     report_parser = commands.add_parser("report", help="one HTML file: nights, quarantine, recall, galleries")
     report_parser.add_argument("--out", type=Path, help="default <home>/report.html")
     report_parser.set_defaults(run=report)
+    _add_sql(commands)
     return parser.parse_args(argv)
+
+
+def _add_sql(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    from embedding.tables.results import FORMATS
+    from embedding.tables.sql import DEFAULT_MEMORY, MACROS, VIEWS
+
+    views = "\n".join(f"  {name:18s} {view.about}" for name, view in (VIEWS | MACROS).items())
+    sql_parser = commands.add_parser(
+        "sql",
+        help="a question to the tables in SQL",
+        description="A question to the tables in DuckDB's SQL, which can only read.",
+        epilog=f"Besides the tables, which docs/tables.md describes and SHOW TABLES lists, there are:\n{views}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    asked = sql_parser.add_mutually_exclusive_group(required=True)
+    asked.add_argument("question", nargs="?", help="one SELECT, SHOW, DESCRIBE, SUMMARIZE or EXPLAIN; - reads standard input")
+    asked.add_argument("--file", type=Path, metavar="FILE", help="the question is in a file")
+    sql_parser.add_argument("--format", choices=FORMATS, default="table", help="json: an object a line (default table)")
+    sql_parser.add_argument(
+        "--out", type=Path, metavar="FILE", help="where a csv, json or parquet goes instead of standard output"
+    )
+    sql_parser.add_argument(
+        "--limit", type=_rows, metavar="ROWS", help="the first rows alone (default 40 of a table, else all)"
+    )
+    sql_parser.add_argument(
+        "--as-of",
+        action="append",
+        default=[],
+        metavar="TIME|TABLE=VERSION",
+        help="tables as they stood at a time (2026-11-18 or 2026-11-18T06:00, UTC), or one at a version; may be repeated",
+    )
+    sql_parser.add_argument(
+        "--memory", default=DEFAULT_MEMORY, help=f"the rest goes to a temporary folder (default {DEFAULT_MEMORY})"
+    )
+    sql_parser.set_defaults(run=sql)
+
+
+def _rows(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError("at least 1")
+    return number
 
 
 def _positive(text: str) -> int:
@@ -107,6 +153,11 @@ def _cell(value: object) -> str:
 def printable(text: str) -> str:
     """Text from pins, safe for a terminal: control characters, which could move the cursor or worse, become `?`."""
     return "".join(c if c.isprintable() else "?" for c in text)
+
+
+def printable_lines(text: str) -> str:
+    """The same for what may have several lines, without the colours that some libraries give their errors."""
+    return "\n".join(printable(line) for line in re.sub(r"\x1b\[\d*m", "", text).splitlines())
 
 
 def status(args: argparse.Namespace, out: Printer) -> None:
@@ -304,6 +355,69 @@ def _recommender(args: argparse.Namespace) -> tuple[Recommender, LiveRelease]:
     lake = Lake(args.home)
     live = LiveRelease(lake)
     return Recommender(lake, live), live
+
+
+TABLE_ROWS = 40
+
+
+def sql(args: argparse.Namespace, out: Printer) -> None:
+    from embedding.tables.results import first_rows, table_rows, write_file, write_parquet, write_text
+    from embedding.tables.sql import SqlError, ask, batches, open_sql
+
+    text = _question(args)
+    if args.format == "table" and args.out is not None:
+        raise UsageError("--out takes a --format: csv, json or parquet")
+    if args.format == "parquet" and args.out is None and sys.stdout.isatty():
+        raise UsageError("Parquet is not for a terminal: give --out")
+    try:
+        with open_sql(Lake(args.home), text, _as_of(args.as_of), args.memory) as connection:
+            reader = ask(connection, text)
+            if args.format == "table":
+                rows, more = table_rows(batches(reader), args.limit or TABLE_ROWS)
+                out(format_table(rows, reader.schema.names))
+                if more:
+                    print(f"the first {len(rows)} rows; --limit shows more, --format csv all", file=sys.stderr)
+                return
+            answer = first_rows(batches(reader), args.limit)
+            if args.out is not None:
+                write_file(args.format, reader.schema, answer, args.out)
+            elif args.format == "parquet":
+                write_parquet(reader.schema, answer, sys.stdout.buffer)
+            else:
+                write_text(args.format, reader.schema, answer, sys.stdout)
+            sys.stdout.flush()
+    except SqlError as error:
+        raise UsageError(printable_lines(str(error))) from error
+    except BrokenPipeError:  # whoever read it has enough: what is still in the buffer goes nowhere
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (OSError, KeyboardInterrupt) as error:
+        raise UsageError(printable_lines(str(error)) or "interrupted") from error
+
+
+def _question(args: argparse.Namespace) -> str:
+    """The SQL that was given as an argument, on standard input, or in a file."""
+    try:
+        if args.file is not None:
+            return str(args.file.read_text())
+        return sys.stdin.read() if args.question == "-" else str(args.question)
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"the question cannot be read: {error}") from error
+
+
+def _as_of(given: Sequence[str]) -> AsOf:
+    from embedding.tables.sql import AsOf
+
+    at, versions = None, {}
+    for text in given:
+        name, _, version = text.partition("=")
+        try:
+            if version and name in TABLES:
+                versions[name] = int(version)
+            else:
+                at = datetime.fromisoformat(text)
+        except ValueError:
+            raise UsageError(f"--as-of {text}: give a time such as 2026-11-18T06:00, or TABLE=VERSION") from None
+    return AsOf(at if at is None or at.tzinfo else at.replace(tzinfo=UTC), versions)
 
 
 def report(args: argparse.Namespace, out: Printer) -> None:

@@ -17,8 +17,15 @@ import pyarrow as pa
 
 EMBEDDING_DIM = 256
 
-DS_PATTERN = r"^\d{4}-\d{2}-\d{2}$"
+# `(?!\n)`: for Python `$` is also before a last line break, for JSON Schema it is not. `[0-9]`: `\d` is any script's digit.
+DS_PATTERN = r"^[0-9]{4}-[0-9]{2}-[0-9]{2}$(?!\n)"
 """A day of data, as in an export's folder name. JSON-schema pattern for Airflow Params."""
+
+FILE_OR_NAME_PATTERN = r"^(?!-)(?!.*://)[^\x00-\x1f\x7f]{1,500}$(?!\n)"
+"""What names an encoder's config or a recipe: a name, or a path of this machine. No option, no address, no line breaks."""
+
+MAX_ID = 2**63 - 1
+"""Ids are int64."""
 
 MAX_TEXT_CHARS = 20_000
 """Longest title, description or list of tags that is taken for text. No encoder reads more than a few hundred tokens;

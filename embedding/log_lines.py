@@ -4,7 +4,8 @@
 
 Levels, names and order never change, so `grep 'ERROR ds=2026-11-20 '` finds a day's faults in any log. A field that is not
 known (yet) is `-`; a value with a blank, a quote or an `=` in it is written as a JSON string. Each line of a message or a
-traceback of several lines has the fields, so that none gets lost, and none can pass itself off as another run's.
+traceback of several lines has the fields, so that none gets lost, and none can pass itself off as another run's. Secrets are
+hidden (embedding/redaction.py).
 
 What the JVM of Spark logs, and what a program prints as a table for people, has no such fields.
 """
@@ -17,6 +18,8 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import TextIO, TypeVar
+
+from embedding.redaction import hidden
 
 T = TypeVar("T")
 
@@ -76,7 +79,7 @@ class LineFormatter(logging.Formatter):
         """One line or more, without the last line's end."""
         fields = " ".join(f"{name}={_written(_known.get(name) or UNKNOWN)}" for name in FIELDS)
         head = f"{self.formatTime(record)} {record.levelname} {fields} "
-        text = super().format(record)  # the message, and its traceback where there is one
+        text = hidden(super().format(record))  # the message, and its traceback where there is one
         return "\n".join(head + line for line in text.splitlines() or [""])
 
 

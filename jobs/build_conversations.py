@@ -53,6 +53,7 @@ from embedding.encoder.training_set import (
 from embedding.index.release import ReleaseError
 from embedding.tables import storage
 from embedding.tables.lake import Lake
+from jobs.argument_types import whole_number
 from jobs.current import current_pins, current_state
 from jobs.inputs import NothingPassedError
 from jobs.session import (
@@ -65,7 +66,6 @@ from jobs.session import (
     run_program,
     spark_schema,
     spark_session,
-    whole_number,
 )
 
 PINS_A_BUCKET = 4_096

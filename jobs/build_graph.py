@@ -30,11 +30,12 @@ from embedding.tables.feed import FeedBrokenError
 from embedding.tables.lake import Lake
 from embedding.taste import store
 from embedding.taste.graph import EDGES_A_SHARD, FORMAT, MAX_DEGREE, Base, GraphError, GraphManifest
+from jobs.argument_types import whole_number
 from jobs.graph_changes import read_feed
 from jobs.graph_increment import add_changes
 from jobs.graph_shards import Made, write_graph
 from jobs.inputs import LATEST, Inputs, NothingPassedError, choose_inputs, day_or_latest, latest_saves, read_latest
-from jobs.session import arguments, log, run_program, spark_session, whole_number
+from jobs.session import arguments, log, run_program, spark_session
 
 MOST_PATCHED, MOST_CHANGED = 0.3, 0.2
 """What a graph may have beside its base, as a share of it: it is written every night. What a night may change: beyond that,

@@ -51,6 +51,7 @@ from embedding.index.tuning import (
 )
 from embedding.tables import storage
 from embedding.tables.lake import Lake
+from jobs.argument_types import day_argument
 from jobs.current import (
     PIN_COLUMNS,
     CurrentState,
@@ -62,7 +63,7 @@ from jobs.current import (
 from jobs.index_pieces import Places, fill_pieces, piece_bounds, read_near
 from jobs.index_sample import Queries, sample_rows, take_sample, try_on_sample
 from jobs.release_files import merge_shards, write_attributes
-from jobs.session import arguments, day_argument, job_encoder, log, run_program, spark_session
+from jobs.session import arguments, job_encoder, log, run_program, spark_session
 
 RECIPE_VERSION = 3
 

@@ -40,6 +40,7 @@ from embedding.log_lines import tell
 from embedding.quality.releases import neighbour_overlap
 from embedding.tables import storage
 from embedding.tables.lake import Lake
+from jobs.argument_types import share
 from jobs.current import (
     CurrentState,
     current_pins,
@@ -59,10 +60,10 @@ _IDS = pa.schema([("pin_id", pa.int64())])
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = arguments(__doc__, ds=False)
-    parser.add_argument("--min-recall", type=float, default=RECALL_GOAL - 0.02, help="smallest recall@10 that may go live")
+    parser.add_argument("--min-recall", type=share, default=RECALL_GOAL - 0.02, help="smallest recall@10 that may go live")
     parser.add_argument("--max-p99-ms", type=float, default=100.0, help="longest time of one query in a hundred, one thread")
     parser.add_argument(
-        "--min-overlap", type=float, default=0.5, help="smallest share of neighbours in common with the live release"
+        "--min-overlap", type=share, default=0.5, help="smallest share of neighbours in common with the live release"
     )
     return parser.parse_args(argv)
 

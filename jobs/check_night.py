@@ -22,6 +22,7 @@ from embedding.quality.gate import NightCounts, check_counts, check_vectors
 from embedding.tables.exports import ExportError
 from embedding.tables.lake import Lake, Partition, partition_is
 from embedding.tables.rows import write_row
+from jobs.argument_types import share
 from jobs.lookups import find_rows, wanted_rows
 from jobs.night_rows import one_row, table_versions, vector_facts
 from jobs.session import EXIT_GATE_FAILED, arguments, job_encoder, log, read_table, run_program, spark_session
@@ -30,7 +31,7 @@ from jobs.step_statistics import StepStatistics
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = arguments(__doc__, encoder=True)
-    parser.add_argument("--min-coverage", type=float, default=0.9, help="smallest share of landed pins with a vector")
+    parser.add_argument("--min-coverage", type=share, default=0.9, help="smallest share of landed pins with a vector")
     return parser.parse_args(argv)
 
 

@@ -37,15 +37,16 @@ from embedding.log_lines import tell
 from embedding.quality.releases import compare_neighbours
 from embedding.tables.lake import Lake, PartitionFilter, partition_is
 from embedding.tables.scan import projected_schema, scan
+from jobs.argument_types import share
 from jobs.session import EXIT_GATE_FAILED, arguments, log, run_program
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = arguments(__doc__, ds=False)
     parser.add_argument("--allow-worse", action="store_true", help="let a candidate pass whose board-mate recall is worse")
-    parser.add_argument("--min-recall", type=float, default=RECALL_GOAL - 0.02, help="smallest recall@10 that may go live")
+    parser.add_argument("--min-recall", type=share, default=RECALL_GOAL - 0.02, help="smallest recall@10 that may go live")
     parser.add_argument(
-        "--max-lost", type=float, default=0.01, help="largest share of the live pins that the new encoder may quarantine"
+        "--max-lost", type=share, default=0.01, help="largest share of the live pins that the new encoder may quarantine"
     )
     parser.add_argument("--queries", type=int, default=500, help="pins whose neighbours are compared")
     parser.add_argument("--boards", type=int, default=500, help="boards whose pins are asked for their mates")

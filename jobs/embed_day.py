@@ -29,6 +29,7 @@ from embedding.contracts import PIN_EMBEDDINGS, PINS, QUARANTINE, Stage, pin_tex
 from embedding.encoder.batches import HASHED, SETTLED, encode_batches, hash_batches
 from embedding.encoder.limits import ImageLimits
 from embedding.encoder.store import worker_encoder
+from embedding.tables.exports import cut_detail
 from embedding.tables.lake import Lake, Replacement, partition_is, partition_version, replace_in_order
 from embedding.tables.staging import StagedFile, Stager
 from jobs.lookups import find_rows, wanted_rows
@@ -123,7 +124,7 @@ def stage_outcomes(lake: Lake, ds: str, version: str, batches: ArrowRows) -> Ite
         for batch in batches:
             good = pc.is_null(batch.column("reason"))
             embedded.add(batch.filter(good))
-            rejected.add(with_columns(batch.filter(pc.invert(good)), {"entity": "pin"}))
+            rejected.add(cut_detail(with_columns(batch.filter(pc.invert(good)), {"entity": "pin"})))
         embedded.flush()
         rejected.flush()
     return [*embedded.files, *rejected.files]

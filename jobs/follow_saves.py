@@ -33,6 +33,7 @@ from embedding.encoder.config import ConfigError
 from embedding.index.release import ReleaseError
 from embedding.log_lines import tell
 from embedding.tables.lake import DayChangedError, Lake, append_once, counter, partition_is, transaction_app
+from jobs.argument_types import whole_number
 from jobs.current import ROW_KEY, CurrentState, current_state, current_vectors, described_pins
 from jobs.histories import (
     CURRENT,
@@ -46,7 +47,7 @@ from jobs.histories import (
     without_interests,
 )
 from jobs.lookups import find_rows, wanted_rows
-from jobs.session import arguments, job_encoder, log, run_program, spark_schema, spark_session, until_settled, whole_number
+from jobs.session import arguments, job_encoder, log, run_program, spark_schema, spark_session, until_settled
 
 FOLLOWER = "follow_saves"
 """The table's counter of batches, whichever stream they were of: it is the revision of their rows."""
@@ -189,8 +190,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     lake = Lake(args.home)
     if not lake.exists(NIGHTS) or not lake.exists(USER_INTERESTS):
         raise ReleaseError(f"nobody has interests yet under {lake.home}: run jobs/build_interests.py first")
-    spark = spark_session("follow saves")
-    lines = spark.readStream.option("maxFilesPerTrigger", args.files).text(args.events)
+    lines = (spark := spark_session("follow saves")).readStream.option("maxFilesPerTrigger", args.files).text(args.events)
     follower = lines.writeStream.foreachBatch(Follower(spark, lake, args)).queryName(FOLLOWER)
     every = {"availableNow": True} if args.once else {"processingTime": f"{args.every_s} seconds"}
     follower.option("checkpointLocation", args.checkpoint).trigger(**every).start().awaitTermination()

@@ -35,6 +35,7 @@ from embedding.tables.lake import DataFile, Lake, data_files
 from embedding.tables.maintenance import commit_rewrites
 from embedding.tables.staging import STAGED_SCHEMA, StagedFile, staged_files
 from embedding.taste.graph import GraphError
+from jobs.argument_types import MOST_DAYS, whole_number
 from jobs.forgotten_copies import delete_unfinished, find_copies
 from jobs.forgotten_rows import Deletions, forgotten_rows
 from jobs.inputs import LATEST, NothingPassedError, choose_inputs
@@ -46,7 +47,6 @@ from jobs.session import (
     map_arrow,
     run_program,
     spark_session,
-    whole_number,
 )
 from jobs.step_statistics import StepStatistics
 
@@ -61,7 +61,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = arguments(__doc__, ds=False)
     parser.add_argument(
         "--forget-days",
-        type=partial(whole_number, least=0),
+        type=partial(whole_number, least=0, most=MOST_DAYS),
         default=os.environ.get("PINLAKE_FORGET_DAYS") or str(FORGET_DAYS),
         help=f"days for which a deletion can be taken back (default $PINLAKE_FORGET_DAYS, else {FORGET_DAYS})",
     )

@@ -11,7 +11,8 @@ from embedding.contracts import BOARDS, NIGHTS, PINS, SAVES, TableContract
 from embedding.log_lines import tell_day_if_unknown
 from embedding.tables.lake import Lake, Partition
 from embedding.tables.scan import read_rows
-from jobs.session import day_argument, read_table
+from jobs.argument_types import day_argument
+from jobs.session import read_table
 
 LATEST = "latest"
 """For a day: the last one of which a night passed."""

@@ -33,6 +33,7 @@ from embedding.tables.exports import (
 )
 from embedding.tables.lake import DayChangedError, Lake, Replacement, partition_is, partition_version, replace_in_order
 from embedding.tables.staging import StagedFile, Stager
+from jobs.argument_types import address
 from jobs.gone_users import gone_users, land_users, names_gone_users, with_implied, without_content
 from jobs.session import (
     ArrowRows,
@@ -56,7 +57,7 @@ ORDER = {"pins": "updated_at", "boards": "created_at", "saves": "saved_at"}
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = arguments(__doc__)
-    parser.add_argument("--exports", help="where the days lie; default <home>/exports")
+    parser.add_argument("--exports", type=address, help="where the days lie; default <home>/exports")
     return parser.parse_args(argv)
 
 

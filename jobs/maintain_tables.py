@@ -49,7 +49,8 @@ from embedding.tables.scan import scan_file
 from embedding.tables.staging import MAX_ROWS_A_FILE, STAGED_SCHEMA, StagedFile, describe_staged, staged_files
 from embedding.taste.graph import GraphError
 from embedding.taste.store import finished_graphs
-from jobs.session import arguments, log, map_items, run_program, spark_session, stage, whole_number
+from jobs.argument_types import MOST_DAYS, whole_number
+from jobs.session import arguments, log, map_items, run_program, spark_session, stage
 from jobs.step_statistics import StepStatistics
 
 PARTITIONS_A_COMMIT = 200
@@ -66,7 +67,7 @@ _REWRITTEN = STAGED_SCHEMA.append(pa.field("rewrite", pa.int64(), nullable=False
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = arguments(__doc__, ds=False)
-    hours, rows = partial(whole_number, least=0), partial(whole_number, least=1)
+    hours, rows = partial(whole_number, least=0, most=24 * MOST_DAYS), partial(whole_number, least=1)
     parser.add_argument("--retention-hours", type=hours, default=168, help="how long unneeded files stay (default 168: a week)")
     parser.add_argument("--rows-a-file", type=rows, default=MAX_ROWS_A_FILE, help=f"at most (default {MAX_ROWS_A_FILE})")
     parser.add_argument("--dry-run", action="store_true", help="say what would be done, and do nothing")

@@ -30,6 +30,7 @@ from embedding.quality.gate import NightCounts, check_counts, check_vectors
 from embedding.tables.lake import DayChangedError, Lake, partition_version
 from embedding.tables.nights import passed_days
 from embedding.tables.rows import write_row
+from jobs.argument_types import share
 from jobs.current import ROW_KEY, CurrentState, current_state, latest_pins, settled_rows
 from jobs.embed_day import DayJob, embed_day, kept_frames
 from jobs.night_rows import one_row, table_versions, vector_facts
@@ -46,7 +47,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add_retry_arguments(parser)
     parser.add_argument("--batch-size", type=int, default=32, help="images a forward pass")
     parser.add_argument(
-        "--min-coverage", type=float, default=0.9, help="least share of a day's pins with a vector under the live version"
+        "--min-coverage", type=share, default=0.9, help="least share of a day's pins with a vector under the live version"
     )
     args = parser.parse_args(argv)
     if not 0 <= args.slice < args.of:

@@ -27,7 +27,8 @@ from embedding.index.retention import RELEASES_KEPT, abandoned_folders, delete_r
 from embedding.log_lines import tell
 from embedding.tables import storage
 from embedding.tables.lake import Lake
-from jobs.session import arguments, log, run_program, whole_number
+from jobs.argument_types import whole_number
+from jobs.session import arguments, log, run_program
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:

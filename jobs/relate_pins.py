@@ -37,6 +37,7 @@ from embedding.tables.staging import StagedFile, Stager
 from embedding.taste import store
 from embedding.taste.graph import PINS_SIDE, GraphError, GraphManifest
 from embedding.taste.walks import DEFAULT_WALK, WalkSetting, related
+from jobs.argument_types import whole_number
 from jobs.graph_reads import changed_edges, graph_pins, only_in_graph, pins_on
 from jobs.lookups import wanted_rows
 from jobs.session import (
@@ -49,7 +50,6 @@ from jobs.session import (
     spark_session,
     stage,
     until_settled,
-    whole_number,
 )
 
 PINS_A_TASK, PINS_AT_ONCE = 20_000, 64

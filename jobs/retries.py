@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import re
 from dataclasses import dataclass
 
 from pyspark.sql import Column
 from pyspark.sql import functions as F
 
-from embedding.contracts import EMBED_REASONS, Reason
+from embedding.contracts import EMBED_REASONS, MAX_ID, Reason
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ def _reasons(text: str) -> frozenset[Reason]:
 
 
 def _pins(text: str) -> frozenset[int]:
-    try:
-        return frozenset(int(part) for part in text.split(",") if part.strip())
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"pin ids separated by commas are needed, not {text!r}") from None
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    if wrong := [name for name in names if not re.fullmatch("-?[0-9]{1,19}", name) or abs(int(name)) > MAX_ID]:
+        raise argparse.ArgumentTypeError(f"pin ids separated by commas are needed, not {wrong[0][:40]!r}")
+    return frozenset(map(int, names))

@@ -23,14 +23,16 @@ from pyspark.sql.pandas.types import from_arrow_schema
 from pyspark.sql.types import StructType
 
 from embedding import log_lines
-from embedding.contracts import TableContract, parse_ds
+from embedding.contracts import TableContract
 from embedding.encoder.config import DEFAULT_CONFIG
 from embedding.encoder.store import LIVE, LakeEncoder, resolve_encoder
 from embedding.log_lines import told_in_workers
+from embedding.redaction import hide_in_tracebacks
 from embedding.tables.lake import DayChangedError, Lake, PartitionFilter, data_files
 from embedding.tables.scan import projected_schema, scan_file
 from embedding.tables.staging import STAGED_SCHEMA, StagedFile, describe_staged, staged_files
 from embedding.workers import imports_aside
+from jobs.argument_types import address, day_argument, run_name
 from jobs.credentials import credentials_conf
 
 ArrowRows = Iterator[pa.RecordBatch]
@@ -43,20 +45,6 @@ ENCODER_HELP = """live (the default: the live release's; without a release $PINL
 embedding version of the lake, or a config's name or path"""
 
 log = logging.getLogger("pinlake")
-
-
-def day_argument(text: str) -> str:
-    try:
-        return parse_ds(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from error
-
-
-def whole_number(text: str, least: int) -> int:
-    """An argument that is a whole number of at least `least`."""
-    if not text.isdecimal() or int(text) < least:
-        raise argparse.ArgumentTypeError(f"not a whole number of at least {least}: {text!r}")
-    return int(text)
 
 
 class _Arguments(argparse.ArgumentParser):
@@ -72,8 +60,9 @@ class _Arguments(argparse.ArgumentParser):
 def arguments(about: str | None, *, ds: bool = True, encoder: bool = False) -> argparse.ArgumentParser:
     """A parser with the arguments that the programs share."""
     parser = _Arguments(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--home", required=True, help="where the tables and releases lie: a folder or an object-store URI")
-    parser.add_argument("--run-id", required=True, help="names this run in the rows that it writes")
+    where = "where the tables and releases lie: a folder or an object-store URI"
+    parser.add_argument("--home", required=True, type=address, help=where)
+    parser.add_argument("--run-id", required=True, type=run_name, help="names this run in the rows that it writes")
     if ds:
         parser.add_argument("--ds", required=True, type=day_argument, help="the data's day, YYYY-MM-DD")
     if encoder:
@@ -107,6 +96,7 @@ def spark_session(name: str) -> SparkSession:
 def run_program(main: Callable[[], int | None], *expected: type[Exception]) -> None:
     """Runs a program's main. An error of the `expected` kinds ends it with a sentence and EXIT_BAD_INPUT, no traceback."""
     log_lines.set_up(sys.stdout)
+    hide_in_tracebacks()
     logging.getLogger("py4j").setLevel(logging.WARNING)
     try:
         sys.exit(main() or 0)

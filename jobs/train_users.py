@@ -43,9 +43,10 @@ from embedding.taste.user_models import (
     read_user_manifest,
     write_model,
 )
+from jobs.argument_types import whole_number
 from jobs.histories import state_until
 from jobs.inputs import LATEST, day_or_latest
-from jobs.session import arguments, job_encoder, log, run_program, spark_session, whole_number
+from jobs.session import arguments, job_encoder, log, run_program, spark_session
 from jobs.staged_histories import Staged, stage_histories
 
 MOST_JUDGED = 2_000

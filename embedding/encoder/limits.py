@@ -13,6 +13,7 @@ from pathlib import Path
 
 from embedding.contracts import Reason
 from embedding.encoder.public_address import PrivateHosts
+from embedding.redaction import shown_address
 
 SCHEMES_VARIABLE = "PINLAKE_IMAGE_SCHEMES"
 ROOTS_VARIABLE = "PINLAKE_IMAGE_ROOTS"
@@ -41,13 +42,14 @@ class SettingError(ValueError):
 class ImageRejected(Exception):  # noqa: N818 - it refuses a picture, and reports no error of ours
     """An image that cannot be encoded: a fact about the row, never a fault of the run.
 
-    `reason` is what `quarantine` records, `detail` a sentence for people, cut to 500 characters.
+    `reason` is what `quarantine` records, `detail` a sentence for people, cut to 500 characters and without the secrets that
+    an address in it may carry.
     """
 
     def __init__(self, reason: Reason, detail: str) -> None:
         # An address may hold lone surrogates, which no Parquet file can: they are written out as \udcxx.
         self.reason = reason
-        self.detail = detail.encode("utf-8", "backslashreplace").decode("utf-8")[:MAX_DETAIL_CHARS]
+        self.detail = shown_address(detail.encode("utf-8", "backslashreplace").decode("utf-8"))[:MAX_DETAIL_CHARS]
         super().__init__(self.reason, self.detail)
 
     def __str__(self) -> str:

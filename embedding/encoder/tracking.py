@@ -34,7 +34,7 @@ from embedding.contracts import EmbeddingVersion
 from embedding.encoder.store import encoder_uri
 from embedding.index.release import live_version
 from embedding.tables import storage
-from embedding.tables.lake import Lake
+from embedding.tables.lake import Lake, run_folder
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -90,12 +90,7 @@ class Verdict(StrEnum):
 
 def training_uri(lake: Lake, run_id: str) -> str:
     """The folder of the training of run `run_id`."""
-    return f"{lake.home}/training/encoders/{slug(run_id)}"
-
-
-def slug(run_id: str) -> str:
-    """A run's name as a folder name: the rule of `Lake.run_uri`."""
-    return "".join(c if c.isalnum() or c in "-_" else "_" for c in run_id)
+    return f"{lake.home}/training/encoders/{run_folder(run_id)}"
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import pyarrow as pa
 
 from embedding.contracts import TABLES, TableContract
+from embedding.tables.sql import MACROS, VIEWS
 
 _INTRO = """\
 # Tables
@@ -18,6 +19,35 @@ All tables are [Delta tables](https://github.com/delta-io/delta/blob/master/PROT
 (default `.pinlake/tables/`), written without deletion vectors or column mapping, so that any reader of Delta opens them.
 A night replaces its own day's partition of each table in one commit. Every row names its day, `ds`; the current state of
 pins is the latest day's row of each, unless that row is a deletion.
+"""
+
+_SQL = """\
+## A quick question
+
+`pinlake sql` asks in [DuckDB's SQL](https://duckdb.org/docs/stable/sql/introduction), wherever the lake lies; columns and
+days that a question does not need are not read. It can write nothing and reads no other file. Besides the tables there are:
+
+{views}
+
+```console
+$ pinlake sql "SELECT ds, count(*) AS pins, sum(CAST(deleted AS int)) AS deleted FROM pins GROUP BY ds ORDER BY ds"
+$ pinlake sql "SELECT unnest(tags) AS tag, count(*) AS pins FROM current_pins GROUP BY tag ORDER BY pins DESC LIMIT 5"
+$ pinlake sql "SELECT n.cosine, p.title FROM (SELECT min(pin_id) AS pin FROM current_vectors), neighbours(pin, 5) AS n \\
+    JOIN current_pins AS p USING (pin_id) ORDER BY n.cosine DESC"
+$ pinlake sql "SELECT reason, count(*) AS pins FROM quarantine GROUP BY reason" --as-of 2030-01-01
+$ pinlake sql "SELECT pin_id, embedding FROM current_vectors" --format parquet --out vectors.parquet
+```
+
+`--as-of 2026-11-19T06:00` asks what the tables said at that time, `--as-of pins=3` what a table said at a version; which day
+a row is about is in `ds`. `--format csv` and `json` (an object a line) write to standard output. In Python:
+
+```python
+from embedding.tables.lake import Lake
+from embedding.tables.sql import open_sql
+
+with open_sql(Lake(".pinlake")) as connection:
+    pins = connection.sql("SELECT count(*) FROM current_pins").fetchall()
+```
 """
 
 _EXAMPLES = '''\
@@ -169,7 +199,9 @@ def describe(contract: TableContract) -> str:
 
 def document() -> str:
     """The whole page."""
-    return "\n".join([_INTRO, *(describe(contract) for contract in TABLES.values()), _EXAMPLES]).rstrip() + "\n"
+    views = [f"- `{name}`: {view.about}" if name in VIEWS else f"- {view.about}" for name, view in (VIEWS | MACROS).items()]
+    sql = _SQL.format(views="\n".join(views))
+    return "\n".join([_INTRO, *(describe(contract) for contract in TABLES.values()), sql, _EXAMPLES]).rstrip() + "\n"
 
 
 if __name__ == "__main__":

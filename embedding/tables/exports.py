@@ -24,6 +24,7 @@ from embedding.contracts import (
     export_day_folder,
     pin_text,
 )
+from embedding.redaction import shown_address
 from embedding.tables import storage
 
 RULES_VERSION = "1"
@@ -224,8 +225,9 @@ def _source_sha256(image_uri: str | None, text: str, updated_at: object) -> str:
 
 
 def cut_detail(batch: pa.RecordBatch) -> pa.RecordBatch:
-    """Rows for `quarantine`, `detail` and `image_uri` cut to 500 characters."""
+    """Rows for `quarantine`, `detail` and `image_uri` cut to 500 characters, without what an address carries of secrets."""
     for name in ("detail", "image_uri"):
         index = batch.schema.get_field_index(name)
-        batch = batch.set_column(index, name, pc.utf8_slice_codeunits(batch.column(index), 0, 500))
+        texts = (text and shown_address(text)[:500] for text in batch.column(index).to_pylist())
+        batch = batch.set_column(index, name, pa.array(texts, pa.string()))
     return batch

@@ -7,8 +7,10 @@ the day's transaction number and is refused if another run has moved it since th
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import random
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -28,6 +30,18 @@ Partition = Mapping[str, str | None]
 _MAX_COMMIT_ATTEMPTS = 30
 
 log = logging.getLogger("pinlake")
+
+
+def run_folder(run_id: str) -> str:
+    """The name of a run's folders. Two runs never share one, whatever whoever started them called them.
+
+    ASCII's letters and digits, `-` and `_` stay; a name with anything else, or over 100 characters, gets a hash at its end.
+
+    >>> run_folder("../../by hand")
+    '______by_hand-0357f9ef'
+    """
+    name = re.sub(r"[^A-Za-z0-9_-]", "_", run_id)[:100]
+    return name if name == run_id else f"{name}-{hashlib.sha256(run_id.encode()).hexdigest()[:8]}"
 
 
 class DayChangedError(Exception):
@@ -56,8 +70,7 @@ class Lake:
 
     def run_uri(self, ds: str, run_id: str) -> str:
         """Folder for what the steps of one run tell each other (statistics; never data)."""
-        slug = "".join(c if c.isalnum() or c in "-_" else "_" for c in run_id)
-        return f"{self.home}/runs/ds={ds}/{slug}"
+        return f"{self.home}/runs/ds={ds}/{run_folder(run_id)}"
 
     def exists(self, contract: TableContract) -> bool:
         return DeltaTable.is_deltatable(self.table_uri(contract))

@@ -42,4 +42,4 @@ def fault(url: str, wanted: list[str]) -> str:
 if __name__ == "__main__":
     if len(sys.argv) < 2:
         raise SystemExit("usage: answers.py URL [path=value ...]")
-    raise SystemExit(fault(sys.argv[1], sys.argv[2:]))
+    raise SystemExit(fault(sys.argv[1], sys.argv[2:]) or 0)
