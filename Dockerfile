@@ -26,7 +26,7 @@ COPY requirements-dev.lock ./
 RUN awk '/^uv==/ {found = 1} found {print} found && !/\\$/ {exit}' requirements-dev.lock > uv.lock \
     && python3 -m venv /opt/uv && /opt/uv/bin/pip install --no-cache-dir --require-hashes -r uv.lock \
     && python3 -m venv --without-pip /opt/venv
-ENV UV_HTTP_TIMEOUT=300 UV_LINK_MODE=copy UV_NO_CACHE=1
+ENV UV_HTTP_TIMEOUT=300 UV_LINK_MODE=hardlink UV_NO_CACHE=1
 
 FROM uv AS pinlake-environment
 COPY requirements.lock ./

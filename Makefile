@@ -9,7 +9,7 @@ COMPILE := .venv/bin/uv pip compile --universal --python-version 3.11 --generate
 export PINLAKE_HOME
 
 .DEFAULT_GOAL := help
-.PHONY: help env browser demo assistant up down test lint unit docs train train-assistant lock compose-env clean
+.PHONY: help env browser demo assistant notebook up down cluster-test test lint code audit audited unit docs train train-assistant lock compose-env clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | awk -F '\t' '{printf "make %-16s %s\n", $$1, $$2}'
@@ -24,19 +24,36 @@ assistant: env ## the assistant's page and service, on the demo's store
 	@[ -e "$(PINLAKE_HOME)/releases/pins/LIVE" ] || { echo "there is no release in $(PINLAKE_HOME) yet: run \`make demo\` first" >&2; exit 1; }
 	@$(PY) -m assistant --home "$(PINLAKE_HOME)" --people
 
+notebook: env ## docs/lake.ipynb on the demo's store: a day's tables, neighbours, drift, recall, interests
+	@[ -e "$(PINLAKE_HOME)/releases/pins/LIVE" ] || { echo "there is no release in $(PINLAKE_HOME) yet: run \`make demo\` first" >&2; exit 1; }
+	@$(PY) -m demo.notebook --home "$(PINLAKE_HOME)"
+
 up: env ## Airflow with its web page, for a person to use
 	@$(PY) -m demo.airflow --home "$(PINLAKE_HOME)" up
 
 down: env ## ends what `make up` started
 	@$(PY) -m demo.airflow --home "$(PINLAKE_HOME)" down
 
-test: lint unit ## lint, types and the whole suite, a night through Airflow among it
+cluster-test: env ## a night, a release, a backfill and a migration on a cluster's processes and s3://, with kills: a quarter of an hour
+	@$(PY) -m demo.cluster --folder .cluster --cache "$(CACHE)"
 
-lint: env
+test: code unit audited ## lint, types and the whole suite, a night through Airflow among it; known vulnerabilities last
+
+lint: code audited ## lint, types, directions of imports, known vulnerabilities of what the locks pin
+
+code: env
 	@.venv/bin/ruff check .
 	@.venv/bin/ruff format --check .
 	@.venv/bin/mypy
 	@.venv/bin/lint-imports
+
+audit: env ## known vulnerabilities of what the locks pin (ADVISORIES=all.zip: in OSV's dump, without the Internet)
+	@$(PY) tools/audit.py $(if $(ADVISORIES),--advisories "$(ADVISORIES)")
+
+# As `audit`; where no service of advisories can be reached (exit status 4), that is a warning.
+audited: env
+	@$(PY) tools/audit.py $(if $(ADVISORIES),--advisories "$(ADVISORIES)") || { status=$$?; [ $$status = 4 ] || exit $$status; \
+		echo "WARNING: the dependencies were not audited, see above. Run \`make audit\` where OSV or PyPI can be reached." >&2; }
 
 browser:
 	@tools/setup_env.sh --browser

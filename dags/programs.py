@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 from collections.abc import Mapping
 from datetime import timedelta
@@ -121,11 +122,20 @@ def _jobs_folder() -> Path:
     return Path(os.environ.get("PINLAKE_JOBS") or Path(__file__).resolve().parent.parent / "jobs")
 
 
+_SECRET_PROPERTY = re.compile(r"(?i)(?:secret|password|token|(?:secret|access)[._]?key)$")
+
+
 def _spark_conf() -> dict[str, str]:
+    given = json.loads(os.environ.get("PINLAKE_SPARK_CONF") or "{}")
+    if secrets := [name for name in given if _SECRET_PROPERTY.search(name)]:
+        raise ValueError(
+            f"PINLAKE_SPARK_CONF goes on a command line, which others can read: put {', '.join(secrets)} into "
+            "spark-defaults.conf, or the secret into a connection (docs/security.md)"
+        )
     # Spark would take `python3` from PATH, which need not be the one that has pyarrow.
     python = os.environ.get("PYSPARK_PYTHON") or sys.executable
     return {
         "spark.pyspark.python": python,
         "spark.pyspark.driver.python": python,
-        **json.loads(os.environ.get("PINLAKE_SPARK_CONF") or "{}"),
+        **given,
     }

@@ -98,6 +98,13 @@ class AirflowApi:
         """State of each task of a run; `none` for one that is not due yet."""
         return {task["task_id"]: task["state"] or "none" for task in self._task_instances(dag_id, run_id)}
 
+    def tries(self, dag_id: str, run_id: str) -> dict[str, int]:
+        """How often each task of a run was tried; of mapped tasks the most."""
+        found: dict[str, int] = {}
+        for task in self._task_instances(dag_id, run_id):
+            found[task["task_id"]] = max(found.get(task["task_id"], 0), task["try_number"])
+        return found
+
     def wait_run(
         self,
         dag_id: str,

@@ -10,9 +10,9 @@ place that holds the store's key is the Airflow connection `pinlake_store`.
 2. **A night of day 1**. The store is killed while the export lands, a Spark worker with its executors while they encode, and
    the Celery worker that runs the gate, with all that it started. Each comes back, as a restart policy would have it.
 3. **A release**, which the night's event starts.
-4. **A backfill of day 2** by Airflow's command, and its release.
-5. **A migration** of both days to another encoder, cut over by one change of `LIVE`.
-6. Checks, a line each: rows, vectors, counts, commits, conditional puts, and no secret in any log.
+4. **A migration** to another encoder and, before its slices' turn comes, **a backfill of day 2** by Airflow's command, with its
+   release. The migration ends in one change of `LIVE`, and a rollback takes it back.
+5. Checks, a line each: rows, vectors, counts, commits, conditional puts, and no secret in any log.
 
 The exit status is 0 only if every check held. About a quarter of an hour on 2 cores.
 """
@@ -23,6 +23,7 @@ import argparse
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -32,7 +33,7 @@ from pathlib import Path
 
 from demo.airflow import LAPTOP_SPARK_CONF
 from demo.airflow_api import DONE_STATES, AirflowError
-from demo.cluster_checks import Finding, check_day, check_release, check_requests, check_secrets
+from demo.cluster_checks import Finding, check_day, check_release, check_requests, check_secrets, rows
 from demo.cluster_processes import AIRFLOW, BUCKET, SPARK, Cluster, ClusterFailedError, program_environment, until
 from demo.days import DEMO_DAYS, write_days
 from demo.openclipart import ClipartUnavailableError, fetch, read_clipart
@@ -40,7 +41,9 @@ from demo.run import Progress
 from demo.services import ServicesError
 from demo.store_upload import upload_exports
 from embedding.cli import format_table
+from embedding.contracts import PIN_EMBEDDINGS
 from embedding.encoder.config import CONFIGS_FOLDER, embedding_version, load_config
+from embedding.index.cut_over import roll_back
 from embedding.tables.lake import Lake
 
 REPO = Path(__file__).resolve().parent.parent
@@ -88,15 +91,16 @@ class ClusterTest:
             self._upload()
             undisturbed = self._undisturbed()
             services.up(*AIRFLOW, *SPARK, timeout_s=900)
-            self._progress.say(f"the cluster is up: {', '.join(sorted(s.title for s in services.services))}")
+            self._progress.say(f"the cluster is up: {', '.join(sorted(services.running()))}")
             self._api = self._cluster.api
             self._night()
-            self._backfill()
-            new = self._migration()
+            new = self._backfill_in_a_migration()
             self._progress.say("checks")
             for ds in (DAY_1, DAY_2):
                 self.findings += check_day(self._lake, undisturbed, ds, self._live)
             self.findings += check_release(self._lake, new, [DAY_1, DAY_2])
+            self._progress.say(roll_back(self._lake, None, "by-hand"))
+            self.findings += check_release(self._lake, self._live, [DAY_1, DAY_2])
             self.findings += check_requests(self._cluster.store_writes)
         # Once all has ended, and has written its last line.
         self.findings += check_secrets(self._cluster.logs, self._cluster.secrets)
@@ -143,23 +147,34 @@ class ClusterTest:
             raise ClusterFailedError(self._api.failure_report("nightly_pins", run_id))
         claim = "store, Spark worker and Celery worker were killed while the night used them"
         self.findings.append(Finding(claim, not kills, ", ".join(self._cluster.killed)))
+        tries = self._api.tries("nightly_pins", run_id)
+        self.findings.append(Finding("embed outlived its executor without a second try", tries["embed"] == 1, str(tries)))
         self._wait_release(DAY_1, [DAY_1], asked_at)
 
-    def _backfill(self) -> None:
+    def _backfill_in_a_migration(self) -> str:
+        """A day that is backfilled before the candidate's turn comes is embedded under both encoders, and released."""
+        config = another_encoder(self._folder / "pinclip-words")
+        new = str(embedding_version(load_config(config)))
+        self._progress.say("a migration of all pins to another encoder, whose slices wait for their pool")
+        self._cluster.airflow("pools", "set", "migration", "0", "set by hand")
+        self._api.unpause("encoder_migration")
+        migration = self._api.trigger("encoder_migration", {"to": str(config), "allow_worse": True, **LENIENT})
+        for _ in until(300):
+            if self._api.task_states("encoder_migration", migration).get("choose_encoders") == "success":
+                break
         asked_at = datetime.now(UTC)
-        self._progress.say(f"a backfill of {DAY_2}")
+        self._progress.say(f"meanwhile a backfill of {DAY_2}")
         span = ["--from-date", DAY_2, "--to-date", f"{DAY_2}T23:59", "--dag-run-conf", json.dumps(LENIENT)]
         self._cluster.airflow("backfill", "create", "--dag-id", "nightly_pins", *span)
         self._wait("nightly_pins", self._api.find_run("nightly_pins", DAY_2, after=asked_at))
         self._wait_release(DAY_2, [DAY_1, DAY_2], asked_at)
-
-    def _migration(self) -> str:
-        config = another_encoder(self._folder / "pinclip-words")
-        self._progress.say("a migration of both days to another encoder")
-        self._api.unpause("encoder_migration")
-        conf = {"to": str(config), "allow_worse": True, **LENIENT}
-        self._wait("encoder_migration", self._api.trigger("encoder_migration", conf))
-        return str(embedding_version(load_config(config)))
+        under = [_pins(self._lake, DAY_2, version) for version in (self._live, new)]
+        claim = f"{DAY_2} was embedded under both encoders before the candidate's turn came"
+        self.findings.append(Finding(claim, under[0] == under[1] != [], f"{len(under[0])} and {len(under[1])} pins"))
+        self._progress.say("the migration goes on")
+        self._cluster.airflow("pools", "set", "migration", "2", "set by hand")
+        self._wait("encoder_migration", migration)
+        return new
 
     def _wait_release(self, ds: str, days: list[str], asked_at: datetime) -> None:
         self._wait("index_release", self._api.find_run("index_release", ds, after=asked_at, timeout_s=180))
@@ -168,6 +183,10 @@ class ClusterTest:
     def _wait(self, dag_id: str, run_id: str) -> None:
         if self._api.wait_run(dag_id, run_id, self._progress.tasks(dag_id), timeout_s=1_800) != "success":
             raise ClusterFailedError(self._api.failure_report(dag_id, run_id))
+
+
+def _pins(lake: Lake, ds: str, version: str) -> list[int]:
+    return sorted(row["pin_id"] for row in rows(lake, PIN_EMBEDDINGS, ds=ds, embedding_version=version))
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -181,6 +200,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     """Runs it all; returns the exit status."""
     args = parse_args(argv)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # an end by request ends what was started, too
     folder = args.folder.resolve()
     shutil.rmtree(folder, ignore_errors=True)
     test = ClusterTest(folder, args.cache, Progress())

@@ -236,7 +236,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--folder", type=Path, required=True, help="where the objects are kept")
     parser.add_argument("--bucket", action="append", default=[], help="a bucket to make where it is missing; more than once")
     parser.add_argument(
-        "--log", type=Path, help="a line of JSON for each write: what was asked, on which condition, the status"
+        "--log",
+        type=Path,
+        default=os.environ.get("PINLAKE_STORE_LOG"),
+        help="a line of JSON for each write: what was asked, on which condition, the status (default: $PINLAKE_STORE_LOG)",
     )
     parser.add_argument("--certificate", type=Path, help="PEM file: speak TLS; with --key")
     parser.add_argument("--key", type=Path, help="PEM file of the certificate's key")

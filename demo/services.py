@@ -89,6 +89,10 @@ class Services:
         """Where a service's port of the container is on this machine: `127.0.0.1:41235`."""
         return f"{LOCAL}:{self.named(name)[0].ports[port]}"
 
+    def running(self) -> set[str]:
+        """The titles of all that was started and not ended."""
+        return set(self._running)
+
     def pids(self, name: str) -> set[int]:
         """A service's living processes, descendants too."""
         return self._tree({self._running[one.title].pid for one in self.named(name) if one.title in self._running})

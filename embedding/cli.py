@@ -436,12 +436,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     from embedding.encoder.config import ConfigError
     from embedding.encoder.limits import ImageRejected, SettingError
     from embedding.index.release import ReleaseError
+    from embedding.redaction import CredentialsInAddressError
     from embedding.taste.graph import GraphError, UnknownUserError
 
+    bad_input = (UsageError, ReleaseError, ConfigError, ImageRejected, SettingError, GraphError, UnknownUserError)
     args = parse_args(argv)
     try:
         args.run(args, print)
-    except (UsageError, ReleaseError, ConfigError, ImageRejected, SettingError, GraphError, UnknownUserError) as error:
+    except (*bad_input, CredentialsInAddressError) as error:
         print(f"pinlake: {error}", file=sys.stderr)
         return 2
     return 0

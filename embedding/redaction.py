@@ -21,11 +21,15 @@ _LEAST_CHARS = 8
 """Shorter values ("true", "none") stand for themselves elsewhere in a log."""
 
 # Azure's `container@account` is no secret.
-_USER_INFO = re.compile(r"(?<=:)(?<!abfs:)(?<!abfss:)//[^/\s?#'\"]*@")
+_USER_INFO = re.compile(r"(?<=:)(?:(?<!abfs:)(?<!abfss:)//[^/\s?#'\"]*@|//[^/\s?#'\"@]*:[^/\s?#'\"]*@)")
 _SECRET_WORDS = "secret|token|signature|password|passwd|credential|(?:api|access|private)[_.-]?key"  # noqa: S105
 _IN_A_QUERY = re.compile(rf"(?i)([?&;](?:sig|[\w.%-]*(?:{_SECRET_WORDS})[\w.%-]*)=)[^&\s#'\"]+")
 _SECRET_NAME = re.compile(rf"(?i){_SECRET_WORDS}|fernet|_auth_")
 _ADDRESS_NAME = re.compile(r"(?i)_(?:URI|URL|CONN)(?:$|_)|SQL_ALCHEMY|BROKER|BACKEND")
+
+
+class CredentialsInAddressError(ValueError):
+    """An address that says who asks, where it would be seen by others. The message does not repeat it."""
 
 
 def shown_address(text: str) -> str:

@@ -106,11 +106,16 @@ def reuse_vectors(spark: SparkSession, lake: Lake, version: str, hashed: DataFra
 
 
 def group_unknown(hashed: DataFrame, reused: DataFrame) -> DataFrame:
-    """One row a content without a vector, with all the pins that show it."""
+    """One row a content without a vector, with all the pins that show it.
+
+    In one order, whichever came first: where an executor is lost, Spark computes its rows again, and gives the program up if
+    they are others than before.
+    """
     unknown = hashed.where(F.col("reason").isNull()).join(reused.select("pin_id"), "pin_id", "left_anti")
+    in_order = unknown.repartition("content_sha256").sortWithinPartitions("content_sha256", "pin_id")
     pin = F.struct("pin_id", "source_sha256", "image_uri")
     firsts = [F.first(name).alias(name) for name in ("image_uri", "text")]
-    return unknown.groupBy("content_sha256").agg(F.collect_list(pin).alias("pins"), *firsts)
+    return in_order.groupBy("content_sha256").agg(F.collect_list(pin).alias("pins"), *firsts)
 
 
 def stage_outcomes(lake: Lake, ds: str, version: str, batches: ArrowRows) -> Iterable[StagedFile]:

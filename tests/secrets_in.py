@@ -55,7 +55,8 @@ def _lines(path: Path) -> Iterator[bytes]:
             for batch in file.iter_batches():
                 yield from (str(row).encode() for row in batch.to_pylist())
         return
-    with pa.input_stream(str(path), compression="detect") as stream:
+    compression = "zstd" if path.suffix == ".zstd" else "detect"  # as Spark calls its event logs
+    with pa.input_stream(str(path), compression=compression) as stream:
         left = b""
         while piece := stream.read(1 << 20):
             *lines, left = (left + piece).split(b"\n")

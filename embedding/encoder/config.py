@@ -184,6 +184,8 @@ def _config_path(name_or_path: str | Path) -> Path:
 
 
 def _parse(raw: object, path: Path, absent: Collection[Path]) -> EncoderConfig:
+    if not isinstance(raw, dict):  # not shown: any file of the machine may be named
+        raise ConfigError("the config: a JSON object is needed")
     top = _object(raw, "the config")
     _check_keys(top, "the config", required={"name", "model", "weights"}, optional=_OPTIONAL)
     precision = top.get("precision", "fp32")

@@ -22,6 +22,7 @@ from deltalake.exceptions import CommitFailedError, DeltaError
 from deltalake.transaction import AddAction, CommitProperties, RemoveAction, Transaction
 
 from embedding.contracts import ENCODERS_FOLDER, TABLES, TableContract
+from embedding.redaction import CredentialsInAddressError, has_credentials
 from embedding.tables import storage
 from embedding.tables.staging import StagedFile
 
@@ -33,15 +34,18 @@ log = logging.getLogger("pinlake")
 
 
 def run_folder(run_id: str) -> str:
-    """The name of a run's folders. Two runs never share one, whatever whoever started them called them.
+    """The name of a run's folders. Two runs never share one, whatever those who started them called them.
 
-    ASCII's letters and digits, `-` and `_` stay; a name with anything else, or over 100 characters, gets a hash at its end.
+    ASCII's letters and digits, `-` and `_` stay. A name with anything else, of over 100 characters, or that ends as if it had
+    one already, gets a hash at its end.
 
     >>> run_folder("../../by hand")
-    '______by_hand-0357f9ef'
+    '______by_hand-0357f9ef125381f2'
     """
     name = re.sub(r"[^A-Za-z0-9_-]", "_", run_id)[:100]
-    return name if name == run_id else f"{name}-{hashlib.sha256(run_id.encode()).hexdigest()[:8]}"
+    if name == run_id and not re.search(r"-[0-9a-f]{16}$", name):
+        return name
+    return f"{name}-{hashlib.sha256(run_id.encode()).hexdigest()[:16]}"
 
 
 class DayChangedError(Exception):
@@ -50,11 +54,17 @@ class DayChangedError(Exception):
 
 @dataclass(frozen=True)
 class Lake:
-    """The addresses below one home (a folder or an object-store prefix). Creates nothing by itself."""
+    """The addresses below one home (a folder or an object-store prefix). Creates nothing by itself.
+
+    Raises CredentialsInAddressError where the home's address carries a key or a password: it would stand in logs.
+    """
 
     home: str
 
     def __post_init__(self) -> None:
+        if has_credentials(self.home):
+            what_to_do = "give them by the environment (docs/security.md)"
+            raise CredentialsInAddressError(f"a lake's address may not carry credentials: {what_to_do}")
         object.__setattr__(self, "home", storage.normalise_uri(self.home))
 
     def table_uri(self, contract: TableContract) -> str:

@@ -168,76 +168,77 @@ def test_no_secret_stands_in_the_file(variables: dict[str, str]) -> None:
     assert not any(variables[name] in said for name in secret_names()), "a command line can be read by others"
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="processes are told by /proc")
-class TestByHand:
+@pytest.fixture(scope="module")
+def services(tmp_path_factory: pytest.TempPathFactory, variables: dict[str, str]) -> Iterator[Services]:
     """Each service's own command on this machine, all together, each found healthy by its own check."""
+    if sys.platform != "linux":
+        pytest.skip("processes are told by /proc")
+    replicas = {"spark-worker": 1, "airflow-worker": 1}
+    with Services(tmp_path_factory.mktemp("services"), variables, replicas=replicas) as services:
+        services.up(timeout_s=400)
+        yield services
 
-    @pytest.fixture(scope="class")
-    def services(self, tmp_path_factory: pytest.TempPathFactory, variables: dict[str, str]) -> Iterator[Services]:
-        replicas = {"spark-worker": 1, "airflow-worker": 1}
-        with Services(tmp_path_factory.mktemp("services"), variables, replicas=replicas) as services:
-            services.up(timeout_s=400)
-            yield services
 
-    def test_all_are_healthy_and_run_as_the_file_says(self, services: Services) -> None:
-        titles = {service.title for service in services.services}
-        assert {"airflow-scheduler-1", "airflow-worker-1", "spark-worker-1", "mlflow-1", "assistant-1", "store-1"} <= titles
-        health = get_json(f"http://{services.address('airflow-api-server', 8080)}/api/v2/monitor/health")
-        assert {part["status"] for part in health.values()} == {"healthy"}, health
+def test_all_are_healthy_and_run_as_the_file_says(services: Services) -> None:
+    titles = {service.title for service in services.services}
+    assert {"airflow-scheduler-1", "airflow-worker-1", "spark-worker-1", "mlflow-1", "assistant-1", "store-1"} <= titles
+    health = get_json(f"http://{services.address('airflow-api-server', 8080)}/api/v2/monitor/health")
+    assert {part["status"] for part in health.values()} == {"healthy"}, health
 
-    def test_airflow_knows_its_administrator_its_pools_and_its_dags(
-        self, services: Services, variables: dict[str, str]
-    ) -> None:
-        url = f"http://{services.address('airflow-api-server', 8080)}"
-        assert status_of(f"{url}/api/v2/pools") == 401
-        assert status_of(f"{url}/auth/token", {"username": "admin", "password": "admin"}) == 401
-        login = {"username": "admin", "password": variables["PINLAKE_ADMIN_PASSWORD"]}
-        token = get_json(f"{url}/auth/token", login)["access_token"]
-        pools = get_json(f"{url}/api/v2/pools", headers={"Authorization": f"Bearer {token}"})["pools"]
-        wanted = json.loads((REPO / "dags" / "pools.json").read_text())
-        assert {name: pool["slots"] for name, pool in wanted.items()}.items() <= {
-            pool["name"]: pool["slots"] for pool in pools
-        }.items()
-        dags = get_json(f"{url}/api/v2/dags", headers={"Authorization": f"Bearer {token}"})["dags"]
-        assert {"nightly_pins", "index_release", "taste_profiles"} <= {dag["dag_id"] for dag in dags}
 
-    def test_nobody_is_let_in_without_a_secret(self, services: Services, variables: dict[str, str]) -> None:
-        host, port = services.address("postgres", 5432).split(":")
-        here = {"host": host, "port": port, "connect_timeout": 10}
-        for role, password, database in (
-            ("postgres", "postgres", "postgres"),
-            ("airflow", "airflow", "airflow"),
-            ("mlflow", variables["MLFLOW_DB_PASSWORD"], "airflow"),
-            ("celery", variables["CELERY_DB_PASSWORD"], "airflow"),
-        ):
-            with pytest.raises(psycopg.OperationalError, match=r"password authentication failed|permission denied"):
-                psycopg.connect(user=role, password=password, dbname=database, **here)
-        redis = ["redis-cli", "-h", host, "-p", services.address("redis", 6379).split(":")[1], "ping"]
-        assert "NOAUTH" in services.run("redis", "env", "-u", "REDISCLI_AUTH", *redis).stdout
-        assert status_of(f"http://{services.address('store', 9000)}/pinlake") == 403
-        mlflow = f"http://{services.address('mlflow', 5000)}/api/2.0/mlflow/experiments/search?max_results=5"
-        assert status_of(mlflow) == 401
-        key = b64encode(f"admin:{variables['MLFLOW_ADMIN_PASSWORD']}".encode()).decode()
-        assert get_json(mlflow, headers={"Authorization": f"Basic {key}"})["experiments"]
-        assert status_of(f"http://{services.address('assistant', 8100)}/search?text=bicycle") == 401
+def test_airflow_knows_its_administrator_its_pools_and_its_dags(self, services: Services, variables: dict[str, str]) -> None:
+    url = f"http://{services.address('airflow-api-server', 8080)}"
+    assert status_of(f"{url}/api/v2/pools") == 401
+    assert status_of(f"{url}/auth/token", {"username": "admin", "password": "admin"}) == 401
+    login = {"username": "admin", "password": variables["PINLAKE_ADMIN_PASSWORD"]}
+    token = get_json(f"{url}/auth/token", login)["access_token"]
+    pools = get_json(f"{url}/api/v2/pools", headers={"Authorization": f"Bearer {token}"})["pools"]
+    wanted = json.loads((REPO / "dags" / "pools.json").read_text())
+    assert {name: pool["slots"] for name, pool in wanted.items()}.items() <= {
+        pool["name"]: pool["slots"] for pool in pools
+    }.items()
+    dags = get_json(f"{url}/api/v2/dags", headers={"Authorization": f"Bearer {token}"})["dags"]
+    assert {"nightly_pins", "index_release", "taste_profiles"} <= {dag["dag_id"] for dag in dags}
 
-    def test_a_program_runs_on_the_worker_that_it_shares_a_secret_with(self, services: Services, tmp_path: Path) -> None:
-        program = tmp_path / "program.py"
-        program.write_text(
-            "from jobs.session import spark_session\n"
-            "spark = spark_session('test')\n"
-            "print('secret', spark.conf.get('spark.authenticate'), spark.range(100).groupBy().sum().collect()[0][0])\n"
-        )
-        conf = {"spark.network.crypto.enabled": "true", "spark.executor.memory": "512m", "spark.ui.enabled": "false"}
-        done = services.run(
-            "spark-worker",
-            "spark-submit",
-            "--master",
-            f"spark://{services.address('spark-master', 7077)}",
-            *(part for item in conf.items() for part in ("--conf", "=".join(item))),
-            str(program),
-        )
-        assert "secret true 4950" in done.stdout, done.stderr[-3000:]
+
+def test_nobody_is_let_in_without_a_secret(services: Services, variables: dict[str, str]) -> None:
+    host, port = services.address("postgres", 5432).split(":")
+    here = {"host": host, "port": port, "connect_timeout": 10}
+    for role, password, database in (
+        ("postgres", "postgres", "postgres"),
+        ("airflow", "airflow", "airflow"),
+        ("mlflow", variables["MLFLOW_DB_PASSWORD"], "airflow"),
+        ("celery", variables["CELERY_DB_PASSWORD"], "airflow"),
+    ):
+        with pytest.raises(psycopg.OperationalError, match=r"password authentication failed|permission denied"):
+            psycopg.connect(user=role, password=password, dbname=database, **here)
+    redis = ["redis-cli", "-h", host, "-p", services.address("redis", 6379).split(":")[1], "ping"]
+    assert "NOAUTH" in services.run("redis", "env", "-u", "REDISCLI_AUTH", *redis).stdout
+    assert status_of(f"http://{services.address('store', 9000)}/pinlake") == 403
+    mlflow = f"http://{services.address('mlflow', 5000)}/api/2.0/mlflow/experiments/search?max_results=5"
+    assert status_of(mlflow) == 401
+    key = b64encode(f"admin:{variables['MLFLOW_ADMIN_PASSWORD']}".encode()).decode()
+    assert get_json(mlflow, headers={"Authorization": f"Basic {key}"})["experiments"]
+    assert status_of(f"http://{services.address('assistant', 8100)}/search?text=bicycle") == 401
+
+
+def test_a_program_runs_on_the_worker_that_it_shares_a_secret_with(services: Services, tmp_path: Path) -> None:
+    program = tmp_path / "program.py"
+    program.write_text(
+        "from jobs.session import spark_session\n"
+        "spark = spark_session('test')\n"
+        "print('secret', spark.conf.get('spark.authenticate'), spark.range(100).groupBy().sum().collect()[0][0])\n"
+    )
+    conf = {"spark.network.crypto.enabled": "true", "spark.executor.memory": "512m", "spark.ui.enabled": "false"}
+    done = services.run(
+        "spark-worker",
+        "spark-submit",
+        "--master",
+        f"spark://{services.address('spark-master', 7077)}",
+        *(part for item in conf.items() for part in ("--conf", "=".join(item))),
+        str(program),
+    )
+    assert "secret true 4950" in done.stdout, done.stderr[-3000:]
 
 
 def request(url: str, form: dict[str, str] | None = None, headers: dict[str, str] | None = None) -> urllib.request.Request:

@@ -77,8 +77,7 @@ def argv(dags: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Iter
         from airflow.sdk.definitions.param import process_params
 
         dag = copy.deepcopy(dags[dag_id])
-        for name, default in defaults[dag_id].items():  # a Param remembers what it was given, and the line above shares them
-            dag.params.get_param(name).value = default
+        conf = {**defaults[dag_id], **conf}  # all of them, since a Param remembers what it was given, and copies share it
         task = dag.get_task(task_id)
         ti = SimpleNamespace(xcom_pull=xcom_pull, map_index=0, task=task)
         context = {"dag": dag, "task": task, "ti": ti, "run_id": run_id}
@@ -144,7 +143,8 @@ def test_a_run_s_name_is_refused_or_taken_literally_and_leads_to_no_other_folder
 
 def test_runs_of_different_names_have_different_folders() -> None:
     names = ["a.b", "a_b", "a/b", "a:b", "A_b", "x" * 100, "x" * 101, "x" * 102, "é", "è", "..", "__"]
-    assert len({run_folder(name) for name in names}) == len(names)
+    names += [run_folder(name) for name in names]
+    assert len({run_folder(name) for name in names}) == len(set(names))
     assert run_folder("by-hand_2") == "by-hand_2"
 
 
@@ -209,6 +209,18 @@ def test_the_program_refuses_what_json_schema_lets_through(
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("content", ["root:x:0:0:a-secret", '"a-secret"', "[1, 'a-secret']", "\x80\x04a-secret"])
+def test_a_file_that_is_no_config_and_no_recipe_is_refused_and_not_shown(tmp_path: Path, content: str) -> None:
+    from embedding.encoder.config import ConfigError, load_config
+    from embedding.encoder.recipe import RecipeError, load_recipe
+
+    (tmp_path / "file").write_text(content)
+    for load, kind in ((load_config, ConfigError), (load_recipe, RecipeError)):
+        with pytest.raises(kind, match=r"not JSON|a JSON object is needed") as caught:
+            load(str(tmp_path / "file"))
+        assert "a-secret" not in str(caught.value)
+
+
 def test_what_is_no_param_reaches_no_program(argv: Argv) -> None:
     others = {"application": "/x", "conf": {"spark.x": "y"}, "encoder": "--x", "env_vars": {"X": "y"}}
     assert argv("taste_profiles", "graph", **others) == argv("taste_profiles", "graph")
@@ -221,6 +233,31 @@ def test_a_partition_key_that_is_no_day_fails_the_task_for_good(argv: Argv, dag_
 
     with pytest.raises(AirflowFailException, match="not a day"):
         argv(dag_id, task_id, key=key)
+
+
+@pytest.mark.parametrize(
+    ("name", "refused"),
+    [
+        ("spark.authenticate.secret", True),
+        ("spark.hadoop.fs.s3a.secret.key", True),
+        ("spark.executorEnv.AWS_SECRET_ACCESS_KEY", True),
+        ("spark.ssl.keyPassword", True),
+        ("spark.authenticate.secret.file", False),
+        ("spark.kubernetes.driver.secrets.a", False),
+    ],
+)
+def test_no_secret_goes_on_the_command_line(
+    dags: dict[str, Any], monkeypatch: pytest.MonkeyPatch, name: str, refused: bool
+) -> None:
+    from dags.programs import spark_job
+
+    monkeypatch.setenv("PINLAKE_SPARK_CONF", json.dumps({name: "hunter2"}))
+    if refused:
+        with pytest.raises(ValueError, match=name) as caught:
+            spark_job("a_task", "a_job.py")
+        assert "hunter2" not in str(caught.value)
+    else:
+        assert spark_job("a_task", "a_job.py").conf[name] == "hunter2"
 
 
 def test_a_real_spark_submit_hands_every_argument_on_as_it_is(argv: Argv, tmp_path: Path) -> None:
