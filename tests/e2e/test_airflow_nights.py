@@ -277,9 +277,8 @@ def test_lineage_goes_from_the_export_to_the_live_release(airflow: LocalAirflow,
     reached = {str(exports.folder / f"ds={DAY_1}")}
     while new := {name for event in ended if names(event["inputs"]) & reached for name in names(event["outputs"])} - reached:
         reached |= new
-    tables = ("pins", "boards", "saves", "users", "quarantine", "pin_embeddings", "nights", "releases", "related_pins")
-    tables += ("user_interests", "board_embeddings", "user_embeddings")
-    ends = [f"tables/{name}" for name in tables]
+    tables = "pins boards saves users quarantine pin_embeddings nights releases related_pins user_interests board_embeddings"
+    ends = [f"tables/{name}" for name in (*tables.split(), "user_embeddings")]
     ends += ["releases/pins", "releases/pins/LIVE", "graphs", "graphs/LIVE", "user_models"]
     assert reached == {str(exports.folder / f"ds={DAY_1}"), *(f"{lake.home}/{end}" for end in ends)}
     versions = {event["job"]["name"]: about(event).get("embedding_version") for event in ended}
