@@ -8,7 +8,10 @@ import subprocess
 import sys
 
 import httpx
+import pytest
 
+from assistant.__main__ import main
+from assistant.service.settings import TOKEN_VARIABLE
 from embedding.tables.lake import Lake
 from tests.assistant.serving import until
 
@@ -32,7 +35,9 @@ def test_the_command_serves_until_it_is_told_to_end(lake_with_interests: Lake) -
     assert "this machine alone is answered" in said
 
 
-def test_an_address_for_others_wants_a_token(lake_with_interests: Lake) -> None:
-    command = [sys.executable, "-m", "assistant", "--home", lake_with_interests.home, "--host", "0.0.0.0"]
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=60)
-    assert ended.returncode == 2 and "set PINLAKE_ASSISTANT_TOKEN" in ended.stderr and "Traceback" not in ended.stderr
+def test_an_address_for_others_wants_a_token(
+    lake_with_interests: Lake, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(TOKEN_VARIABLE, raising=False)
+    assert main(["--home", lake_with_interests.home, "--host", "0.0.0.0"]) == 2
+    assert "set PINLAKE_ASSISTANT_TOKEN" in capsys.readouterr().err

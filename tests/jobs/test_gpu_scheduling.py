@@ -7,19 +7,23 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
 from benchmarks.drill_processes import Cluster, standalone
 from benchmarks.spark import ProgramFailedError, submit
 from demo.days import DEMO_DAYS
-from embedding.contracts import PIN_EMBEDDINGS
+from embedding.contracts import PIN_EMBEDDINGS, export_day_folder
 from embedding.encoder.config import embedding_version, load_config
 from embedding.tables.lake import Lake
 from embedding.tables.scan import read_rows
+from jobs import embed_pins, land_exports
+from jobs.session import spark_session
 from tests.conftest import Exports
+from tests.jobs.platform_days import write_day
 from tests.test_log_lines import told
 
-DS = DEMO_DAYS[0]
+DS, PINS = DEMO_DAYS[0], 8
 ASKED = {"spark.pinlake.encode.gpus": "1"}
 DISCOVERED = json.dumps({"name": "gpu", "addresses": ["0", "1"]})
 
@@ -37,10 +41,13 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Cluster,
 
 
 @pytest.fixture(scope="module")
-def landed(exports: Exports, tmp_path_factory: pytest.TempPathFactory) -> Lake:
-    """A lake in which a day has landed."""
-    lake = Lake(str(tmp_path_factory.mktemp("gpus") / "landed"))
-    submit("jobs/land_exports.py", *about(lake), "--exports", str(exports.folder))
+def landed(exports: Exports, spark_environment: None, tmp_path_factory: pytest.TempPathFactory) -> Lake:
+    """A lake in which a day of a few pins has landed."""
+    folder = tmp_path_factory.mktemp("gpus")
+    pins = pq.read_table(export_day_folder(str(exports.folder), DS) + "/pins").slice(0, PINS).to_pylist()
+    write_day(folder / "exports", DS, {"pins": pins})
+    lake = Lake(str(folder / "landed"))
+    land_exports.main([*about(lake), "--exports", str(folder / "exports")])
     return lake
 
 
@@ -56,9 +63,14 @@ def test_gpus_that_no_executor_has_are_refused_and_not_waited_for(cluster: tuple
     assert "Traceback" not in str(refused.value)
 
 
-def test_local_mode_says_that_the_cpu_encodes(tmp_path: Path) -> None:
-    done = submit("jobs/embed_pins.py", *about(Lake(str(tmp_path))), conf=ASKED, master="local[1]")
-    assert "spark.pinlake.encode.gpus is set, but local[1] schedules no GPUs: the CPU encodes" in done.output
+def test_local_mode_says_that_the_cpu_encodes(
+    spark_environment: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    context = spark_session("gpus").sparkContext
+    asking = context.getConf().setAll(list(ASKED.items()))
+    monkeypatch.setattr(context, "getConf", lambda: asking)
+    embed_pins.main(about(Lake(str(tmp_path))))
+    assert re.search(r"spark.pinlake.encode.gpus is set, but local\S* schedules no GPUs: the CPU encodes", caplog.text)
 
 
 def test_each_task_encodes_on_its_own_gpu(cluster: tuple[Cluster, Path], landed: Lake) -> None:
@@ -76,4 +88,4 @@ def test_each_task_encodes_on_its_own_gpu(cluster: tuple[Cluster, Path], landed:
     version = str(embedding_version(load_config("pinclip-base")))
     for log in (said, driver.output):
         assert {line[1:4] for line in told(log)} == {(DS, "by-hand", version)}, "in executors and in the driver"
-    assert read_rows(landed.open(PIN_EMBEDDINGS), ["pin_id"]).num_rows > 0
+    assert read_rows(landed.open(PIN_EMBEDDINGS), ["pin_id"]).num_rows == PINS

@@ -1,4 +1,5 @@
-"""Days side by side, in real processes on one lake: four backfilled ones beside tonight's, which two runs do at once."""
+"""Days side by side, in real processes on one lake: four backfilled ones, two at a time, beside tonight's, which two runs do
+at once."""
 
 from __future__ import annotations
 
@@ -30,28 +31,32 @@ DAY_1, TONIGHT, _ = DEMO_DAYS
 BACKFILLED = ("2026-11-14", "2026-11-15", "2026-11-16", "2026-11-17")
 PINS_A_DAY = 10
 
-NIGHT = """
+NIGHTS_IN_TURN = """
 import logging, sys
 from jobs import check_night, embed_pins, land_exports
 logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
-exports, *common = sys.argv[1:]
-land_exports.main([*common, "--exports", exports])
-embed_pins.main(common)
-sys.exit(check_night.main([*common, "--min-coverage", "0.1"]))
+exports, home, *runs = sys.argv[1:]
+for run_id, ds in (run.split("=") for run in runs):
+    common = ["--home", home, "--ds", ds, "--run-id", run_id]
+    land_exports.main([*common, "--exports", exports])
+    embed_pins.main(common)
+    if status := check_night.main([*common, "--min-coverage", "0.1"]):
+        sys.exit(status)
 """
-"""A night's three programs in one process, which starts Spark once."""
+"""The three programs of one night or more in one process, which starts Spark and loads the encoder once."""
 
 
 @dataclass(frozen=True)
 class Ended:
-    """How a night's process ended, and what it said."""
+    """How a process ended, and what it said."""
 
     status: int
     output: str
 
 
-def run_at_once(lake: Lake, exports: Path, runs: Mapping[str, str], folder: Path) -> dict[str, Ended]:
-    """A process for each run's id and day, all at the same time; when it returns or raises, none of them is left."""
+def run_at_once(lake: Lake, exports: Path, processes_of: Mapping[str, Mapping[str, str]], folder: Path) -> dict[str, Ended]:
+    """Processes, by name, at the same time, each with its nights in turn (day by run's id); when this returns or raises, none
+    of them is left."""
     conf = " ".join(f"--conf '{name}={value}'" for name, value in LAPTOP_SPARK_CONF.items())
     environment = os.environ | {
         "PYSPARK_PYTHON": sys.executable,
@@ -62,20 +67,21 @@ def run_at_once(lake: Lake, exports: Path, runs: Mapping[str, str], folder: Path
     }
     processes: dict[str, subprocess.Popen[bytes]] = {}
     try:
-        for run_id, ds in runs.items():
-            command = [sys.executable, "-c", NIGHT, str(exports), "--home", lake.home, "--ds", ds, "--run-id", run_id]
-            with (folder / f"{run_id}.log").open("wb") as log:
-                processes[run_id] = subprocess.Popen(
+        for name, nights in processes_of.items():
+            runs = [f"{run_id}={ds}" for run_id, ds in nights.items()]
+            command = [sys.executable, "-c", NIGHTS_IN_TURN, str(exports), lake.home, *runs]
+            with (folder / f"{name}.log").open("wb") as log:
+                processes[name] = subprocess.Popen(
                     command, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
                 )
         deadline = time.monotonic() + 600
-        statuses = {run_id: process.wait(deadline - time.monotonic()) for run_id, process in processes.items()}
+        statuses = {name: process.wait(deadline - time.monotonic()) for name, process in processes.items()}
     finally:
         for process in processes.values():
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
-    return {run_id: Ended(status, (folder / f"{run_id}.log").read_text()) for run_id, status in statuses.items()}
+    return {name: Ended(status, (folder / f"{name}.log").read_text()) for name, status in statuses.items()}
 
 
 def rows(lake: Lake, contract: TableContract, ds: str, *columns: str) -> list[tuple[Any, ...]]:
@@ -130,10 +136,12 @@ def five_days(exports: Exports, tmp_path: Path) -> Path:
 
 def test_four_backfilled_days_beside_two_runs_of_tonight(lake_of_three_nights: Lake, five_days: Path, tmp_path: Path) -> None:
     lake = Lake(str(tmp_path / "lake"))
-    tonight = {"one": TONIGHT, "two": TONIGHT}
-    ended = run_at_once(lake, five_days, {f"night-{ds}": ds for ds in BACKFILLED} | tonight, tmp_path)
-    for run_id, end in ended.items():
-        assert end.status == 0, f"{run_id}: {end.output[-4000:]}"
+    tonight = ("one", "two")
+    backfills = {f"backfill-{n}": {f"night-{ds}": ds for ds in BACKFILLED[n::2]} for n in range(2)}
+    processes = backfills | {run_id: {run_id: TONIGHT} for run_id in tonight}
+    ended = run_at_once(lake, five_days, processes, tmp_path)
+    for name, end in ended.items():
+        assert end.status == 0, f"{name}: {end.output[-4000:]}"
 
     alone = vectors(lake_of_three_nights)
     for ds in BACKFILLED:
@@ -163,5 +171,6 @@ def test_four_backfilled_days_beside_two_runs_of_tonight(lake_of_three_nights: L
         assert any(done in ended[run_id].output for run_id in tonight), done
 
     nights = read_rows(lake.open(NIGHTS), ["run_id", "status"]).to_pylist()
-    assert sorted((row["run_id"], row["status"]) for row in nights) == sorted((run_id, "passed") for run_id in ended)
+    run_ids = [run_id for runs in processes.values() for run_id in runs]
+    assert sorted((row["run_id"], row["status"]) for row in nights) == sorted((run_id, "passed") for run_id in run_ids)
     assert_no_file_is_left_over(lake, (PINS, BOARDS, SAVES, PIN_EMBEDDINGS, QUARANTINE))
