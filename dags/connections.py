@@ -5,6 +5,7 @@
 | spark_default | Spark's master; its password is what drivers and workers share (`spark.authenticate`) | none runs |
 | pinlake_store | an object store (type `aws`): its key as login and password; extra `endpoint_url`, `region_name` | below |
 | pinlake_mlflow | MLflow's server: host, login and password | PINLAKE_MLFLOW_URI |
+| pinlake_alerts | where alerts go (dags/alerts.py) | nobody is told |
 
 Without `pinlake_store` the store is found as any AWS client finds it: by the environment, or by the machine's own identity.
 """

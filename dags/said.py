@@ -12,8 +12,9 @@ _LINE = re.compile(
 
 
 def faults(lines: Iterable[str]) -> list[str]:
-    """What a program has logged as an error, in its order."""
-    return [found["text"] for line in lines if (found := _LINE.search(line)) and found["level"] == "ERROR"]
+    """What a program has logged as an error, in its order; of a traceback the error alone."""
+    said = [found["text"] for line in lines if (found := _LINE.search(line)) and found["level"] == "ERROR"]
+    return [text for text in said if text and not text.startswith((" ", "Traceback "))]
 
 
 def last_known(field: str, lines: Iterable[str]) -> str | None:

@@ -188,8 +188,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     lake = Lake(args.home)
     if not lake.exists(NIGHTS) or not lake.exists(USER_INTERESTS):
         raise ReleaseError(f"nobody has interests yet under {lake.home}: run jobs/build_interests.py first")
-    spark = spark_session("follow saves")
-    lines = spark.readStream.option("maxFilesPerTrigger", args.files).text(args.events)
+    lines = (spark := spark_session("follow saves")).readStream.option("maxFilesPerTrigger", args.files).text(args.events)
     follower = lines.writeStream.foreachBatch(Follower(spark, lake, args)).queryName(FOLLOWER)
     every = {"availableNow": True} if args.once else {"processingTime": f"{args.every_s} seconds"}
     follower.option("checkpointLocation", args.checkpoint).trigger(**every).start().awaitTermination()

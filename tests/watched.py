@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,21 +33,25 @@ def watched(program: ModuleType, lake: Lake, into: Path) -> Iterator[None]:
     """Adds a line about what is done in the block to the file `into`. `lake` is a folder."""
     lake.create_all()  # with their constraints, each of which would be a change
     opened: set[str] = set()
-    open_table = Lake.open
 
-    def remembering(self: Lake, contract: TableContract, version: int | None = None) -> deltalake.DeltaTable:
-        opened.add(contract.name)
-        return open_table(self, contract, version)
+    def remembering(how: Callable[..., deltalake.DeltaTable]) -> Callable[..., deltalake.DeltaTable]:
+        def open_table(self: Lake, contract: TableContract, version: int | None = None) -> deltalake.DeltaTable:
+            opened.add(contract.name)
+            return how(self, contract, version)
+
+        return open_table
 
     before = _state(lake)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Lake, "open", remembering)
+        for name in ("open", "snapshot"):
+            patch.setattr(Lake, name, remembering(getattr(Lake, name)))
+        patch.setattr(Lake, "create_all", lambda _: None)  # it has been done, and would open all of them
         yield
     after = _state(lake)
     changed = sorted(name for name in after if after[name] != before[name])
     with into.open("a") as file:
-        name = f"{program.__name__.rpartition('.')[2]}.py"
-        file.write(json.dumps({"program": name, "opened": sorted(opened), "changed": changed}) + "\n")
+        file_name = f"{program.__name__.rpartition('.')[2]}.py"
+        file.write(json.dumps({"program": file_name, "opened": sorted(opened), "changed": changed}) + "\n")
 
 
 def read_seen(file: Path) -> list[Seen]:
