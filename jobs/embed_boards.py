@@ -62,8 +62,9 @@ def changed_boards(spark: SparkSession, lake: Lake, state: CurrentState) -> Data
     before = latest_only(read_table(spark, lake.open(BOARD_EMBEDDINGS), columns, earlier), BOARD, ["ds"]).persist()
     changed = boards.join(before.select(BOARD, "history_hash"), [BOARD, "history_hash"], "left_anti")
     saves = saves_in(changed, BOARD).persist()
-    full = saves.join(current_vectors(spark, lake, state), ROW_KEY, "inner")
-    full = full.join(tags_of(pins, tag_weights(pins), saves), "pin_id", "left")
+    # Tags first, so that vectors are shuffled by one join less.
+    full = saves.join(tags_of(pins, tag_weights(pins), saves), "pin_id", "left")
+    full = full.join(current_vectors(spark, lake, state), ROW_KEY, "inner")
     found = full.groupBy(BOARD).applyInArrow(board_row, spark_schema(_FOUND))
     had = before.where(F.col("size") > 0).select(BOARD)
     empty = had.join(boards, BOARD, "left_anti").withColumns({"size": F.lit(0), "history_hash": F.lit(0)})

@@ -114,7 +114,8 @@ def interests_of(saves: DataFrame, vectors: DataFrame, tags: DataFrame, medoids:
         vectors, tags: Of the pins that they saved: ROW_KEY and `embedding`; pin_id and `tags`.
         medoids: user_id, cluster, embedding and size of the users' interests before.
     """
-    full = saves.join(vectors, ROW_KEY, "inner").join(tags, "pin_id", "left")
+    # Tags first: each join and the grouping shuffle what was joined before, and a vector is ten times as wide as all the rest.
+    full = saves.join(tags, "pin_id", "left").join(vectors, ROW_KEY, "inner")
     cluster = partial(_interests_of_user, end_of(ds))
     return full.groupBy("user_id").cogroup(medoids.groupBy("user_id")).applyInArrow(cluster, spark_schema(_FOUND))
 
