@@ -26,7 +26,7 @@ from jobs.argument_types import share
 from jobs.lookups import find_rows, wanted_rows
 from jobs.night_rows import one_row, table_versions, vector_facts
 from jobs.session import EXIT_GATE_FAILED, arguments, job_encoder, log, read_table, run_program, spark_session
-from jobs.statistics import StepStatistics
+from jobs.step_statistics import StepStatistics
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:

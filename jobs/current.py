@@ -31,8 +31,7 @@ ROW_KEY = ["pin_id", "ds", "source_sha256"]
 """Names one row of `pins` and what is in it; `pin_embeddings` and `quarantine` carry it too."""
 NEAR = pa.schema([("scores", pa.binary()), ("ids", pa.binary())])
 """A part of an exact search's result: scores and ids (Q, TIES_KNOWN)."""
-_MERGERS = 4
-TIES_KNOWN = 300
+_MERGERS, TIES_KNOWN = 4, 300
 """Neighbours that an exact search keeps a query: ties for the tenth place are known then, and ten are among a tenth of all."""
 
 

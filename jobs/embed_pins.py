@@ -15,7 +15,7 @@ from jobs.embed_day import DayJob, embed_day
 from jobs.resources import ResourcesError
 from jobs.retries import add_retry_arguments, retry_of
 from jobs.session import arguments, job_encoder, log, run_program, spark_session, until_settled
-from jobs.statistics import StepStatistics
+from jobs.step_statistics import StepStatistics
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:

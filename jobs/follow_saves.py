@@ -7,13 +7,11 @@ deleted, as in the export's saves; `saved_at` of a deletion is when the save was
 each file once. A batch of new files:
 1. The saves of its users as their latest rows have them, and the events: the newest event of a user and pin counts.
 2. Whose history is another now is clustered as a night does it (jobs/histories.py), against the interests of the last night.
-3. The rows become visible in one commit, in the partition of the day that has no night yet; that day's night replaces them. The
-   commit counts the batch: killed at any point and started again, it adds each batch once.
+3. One commit, which counts the batch, so that a killed one is added once; that day's night replaces the rows.
 
 A line that is no event, or lies in the future, is written below the checkpoint's `refused`, with the reason. What waits for the
-night: a save of a pin without a vector; and a pin that was taken off one board and is still on another. `--once` handles
-what is there and ends; otherwise it goes on until it is stopped. Cost of a batch: the id columns of `pin_embeddings` and
-`user_interests`, and its users' histories; after each night once the tags of all pins.
+night: a save of a pin without a vector; a pin that was taken off one board and is still on another. `--once` handles what is
+there and ends. A batch costs the id columns of `pin_embeddings` and `user_interests`, and its users' histories.
 """
 
 from __future__ import annotations

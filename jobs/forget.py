@@ -48,7 +48,7 @@ from jobs.session import (
     run_program,
     spark_session,
 )
-from jobs.statistics import StepStatistics
+from jobs.step_statistics import StepStatistics
 
 FORGET_DAYS = 7
 PARTITIONS_A_COMMIT = 200

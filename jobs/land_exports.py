@@ -48,7 +48,7 @@ from jobs.session import (
     until_settled,
     with_columns,
 )
-from jobs.statistics import StepStatistics
+from jobs.step_statistics import StepStatistics
 
 CONTRACTS: dict[str, TableContract] = {"users": USERS, "boards": BOARDS, "saves": SAVES, "pins": PINS}
 KEYS = {name: [column for column in contract.key if column != "ds"] for name, contract in CONTRACTS.items()}

@@ -51,7 +51,7 @@ from embedding.taste.graph import GraphError
 from embedding.taste.store import finished_graphs
 from jobs.argument_types import MOST_DAYS, whole_number
 from jobs.session import arguments, log, map_items, run_program, spark_session, stage
-from jobs.statistics import StepStatistics
+from jobs.step_statistics import StepStatistics
 
 PARTITIONS_A_COMMIT = 200
 """Small partitions that are rewritten and committed together: what a killed run has to do again."""

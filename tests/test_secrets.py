@@ -96,10 +96,12 @@ def test_a_program_that_ends_well_and_one_that_fails_leave_no_secret_in_logs_and
     events |= {"spark.eventLog.dir": (left / "events").as_uri()}
     conf = [word for item in {**LAPTOP_SPARK_CONF, **events}.items() for word in ("--conf", "=".join(item))]
     spark_submit = (str(Path(sys.executable).with_name("spark-submit")), "--master", "local[1]", *conf)
-    land, publish = (str(REPO / "jobs" / name) for name in ("land_exports.py", "publish_index.py"))
+    land = str(REPO / "jobs" / "land_exports.py")
+    fails = "from jobs.session import run_program; from embedding.tables.storage import write_atomic\n"
+    fails += "run_program(lambda: write_atomic('s3://no-such-bucket/x', b'1'))"
     asked = ("--run-id", "run", "--ds", DS, "--exports", str(exports))
     assert run(left, store, *spark_submit, land, "--home", "s3://lake/home", *asked) == 0
-    assert run(left, store, sys.executable, publish, "--home", "s3://no-such-bucket/home", "--run-id", "run") != 0
+    assert run(left, store, sys.executable, "-c", fails) == 1
     logs = "".join(path.read_text() for path in left.glob("*.log"))
     assert "no-such-bucket" in logs and "Traceback" in logs
     written = [path for path in (left / "events").rglob("*") if path.is_file() and path.name.startswith(("events_", "local-"))]

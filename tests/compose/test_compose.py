@@ -186,7 +186,7 @@ def test_all_are_healthy_and_run_as_the_file_says(services: Services) -> None:
     assert {part["status"] for part in health.values()} == {"healthy"}, health
 
 
-def test_airflow_knows_its_administrator_its_pools_and_its_dags(self, services: Services, variables: dict[str, str]) -> None:
+def test_airflow_knows_its_administrator_its_pools_and_its_dags(services: Services, variables: dict[str, str]) -> None:
     url = f"http://{services.address('airflow-api-server', 8080)}"
     assert status_of(f"{url}/api/v2/pools") == 401
     assert status_of(f"{url}/auth/token", {"username": "admin", "password": "admin"}) == 401
@@ -203,7 +203,6 @@ def test_airflow_knows_its_administrator_its_pools_and_its_dags(self, services: 
 
 def test_nobody_is_let_in_without_a_secret(services: Services, variables: dict[str, str]) -> None:
     host, port = services.address("postgres", 5432).split(":")
-    here = {"host": host, "port": port, "connect_timeout": 10}
     for role, password, database in (
         ("postgres", "postgres", "postgres"),
         ("airflow", "airflow", "airflow"),
@@ -211,7 +210,7 @@ def test_nobody_is_let_in_without_a_secret(services: Services, variables: dict[s
         ("celery", variables["CELERY_DB_PASSWORD"], "airflow"),
     ):
         with pytest.raises(psycopg.OperationalError, match=r"password authentication failed|permission denied"):
-            psycopg.connect(user=role, password=password, dbname=database, **here)
+            psycopg.connect(f"host={host} port={port} user={role} password={password} dbname={database} connect_timeout=10")
     redis = ["redis-cli", "-h", host, "-p", services.address("redis", 6379).split(":")[1], "ping"]
     assert "NOAUTH" in services.run("redis", "env", "-u", "REDISCLI_AUTH", *redis).stdout
     assert status_of(f"http://{services.address('store', 9000)}/pinlake") == 403
@@ -229,7 +228,9 @@ def test_a_program_runs_on_the_worker_that_it_shares_a_secret_with(services: Ser
         "spark = spark_session('test')\n"
         "print('secret', spark.conf.get('spark.authenticate'), spark.range(100).groupBy().sum().collect()[0][0])\n"
     )
-    conf = {"spark.network.crypto.enabled": "true", "spark.executor.memory": "512m", "spark.ui.enabled": "false"}
+    # The properties that Airflow's tasks give their programs, on a smaller machine.
+    conf = json.loads(services.environment(services.named("airflow-worker")[0])["PINLAKE_SPARK_CONF"])
+    conf |= {"spark.executor.memory": "512m", "spark.driver.memory": "512m"}
     done = services.run(
         "spark-worker",
         "spark-submit",

@@ -43,7 +43,7 @@ from embedding.tables.scan import read_rows
 from embedding.taste.graph import UnknownUserError
 from embedding.taste.recommend import Recommender, read_interests
 from embedding.taste.store import finished_graphs, live_graph_id, open_graph
-from jobs.statistics import StepStatistics
+from jobs.step_statistics import StepStatistics
 from tests.conftest import RunNight
 from tests.jobs.platform_days import Row, pin, save, write_day
 from tests.jobs.test_fresh import build, make_live

@@ -36,7 +36,7 @@ from embedding.tables.maintenance import (
     vacuum,
 )
 from embedding.tables.scan import read_rows
-from jobs.statistics import StepStatistics
+from jobs.step_statistics import StepStatistics
 from tests.conftest import REPO, RunNight
 from tests.small_release import point_at
 from tests.tables.test_lake import commit, committed, day, lose_the_first_answer, stage

@@ -16,7 +16,6 @@ import pytest
 from deltalake import DeltaTable, write_deltalake
 from moto.server import ThreadedMotoServer
 
-from embedding.contracts import NIGHTS
 from embedding.encoder.fetch import fetch_image
 from embedding.encoder.limits import ImageLimits
 from embedding.index.reader import open_live
@@ -33,6 +32,7 @@ LIVE = f"{HOME}/releases/pins/LIVE"
 SETTINGS = {
     "AWS_DEFAULT_REGION": "us-east-1",
     "AWS_REGION": "us-east-1",
+    "AWS_ALLOW_HTTP": "true",
     "AWS_EC2_METADATA_DISABLED": "true",
     "AWS_CONFIG_FILE": "/dev/null",
     "AWS_SHARED_CREDENTIALS_FILE": "/dev/null",
@@ -117,8 +117,6 @@ def refused(act: Callable[[], object]) -> None:
 def test_the_writer_s_policy_is_enough_for_tables_and_releases(store: Store) -> None:
     store.become("nightly writer")
     lake = Lake(HOME)
-    table = lake.open(NIGHTS)
-    assert table.version() >= 0 and lake.open(NIGHTS).schema()
     write_deltalake(f"{HOME}/tables/a_table", pa.table({"a": [1, 2]}))
     write_deltalake(f"{HOME}/tables/a_table", pa.table({"a": [3]}), mode="overwrite")
     assert DeltaTable(f"{HOME}/tables/a_table").to_pyarrow_table().num_rows == 1
@@ -142,7 +140,6 @@ def test_who_reads_can_change_neither_live_nor_a_table(store: Store) -> None:
     release = open_live(lake)
     assert (release.search(unit_vectors(300, 16)[:5], 1)[1][:, 0] == IDS[:5]).all()
     assert DeltaTable(f"{HOME}/tables/b_table").to_pyarrow_table().num_rows == 2
-    refused(lambda: publish(lake, "r1", "run"))
     refused(lambda: storage.replace_unchanged(LIVE, b"{}", storage.read_tagged(LIVE)[1]))
     refused(lambda: storage.write_atomic(LIVE, b"{}"))
     refused(lambda: write_deltalake(f"{HOME}/tables/b_table", pa.table({"a": [3]}), mode="append"))

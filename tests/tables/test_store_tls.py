@@ -59,8 +59,8 @@ def https_store(folder: Path) -> Iterator[tuple[str, Path]]:
         certificates.append(made.sign(keys[0], hashes.SHA256()).public_bytes(serialization.Encoding.PEM))
     no_password = serialization.NoEncryption()
     private = keys[1].private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, no_password)
-    for name, data in (("ca.pem", certificates[0]), ("certificate.pem", certificates[1]), ("key.pem", private)):
-        (folder / name).write_bytes(data)
+    for file, data in (("ca.pem", certificates[0]), ("certificate.pem", certificates[1]), ("key.pem", private)):
+        (folder / file).write_bytes(data)
     context = (str(folder / "certificate.pem"), str(folder / "key.pem"))
     server = make_server("127.0.0.1", 0, DomainDispatcherApplication(create_backend_app), threaded=True, ssl_context=context)
     threading.Thread(target=server.serve_forever, daemon=True).start()

@@ -5,9 +5,11 @@ from __future__ import annotations
 import ast
 import re
 import subprocess
+import sys
 import tomllib
 from collections.abc import Iterator
 from datetime import date
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
@@ -128,3 +130,11 @@ def test_every_lock_is_whole_and_has_what_is_asked_for() -> None:
     assert asked | asked_by_checks <= pins["requirements-dev.lock"]
     _, faults = audit.read_exempt(audit.IGNORE, date.today())
     assert not [fault for fault in faults if "lacks" in fault]
+
+
+@pytest.mark.parametrize("folder", ["dags", "jobs"])
+def test_no_program_hides_a_module_that_others_import(folder: str) -> None:
+    """spark-submit puts jobs/ before everything else on a program's path, and Airflow does so with dags/."""
+    names = {path.stem for path in (REPO / folder).glob("*.py")} - {"__init__"}
+    installed = {name.partition(".")[0] for name in packages_distributions()} - {folder}
+    assert names and not names & (sys.stdlib_module_names | installed)
