@@ -14,14 +14,13 @@ from __future__ import annotations
 import os
 import socket
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-
-import pyspark
 
 from benchmarks.spark import ProgramFailedError, program_environment, submission
 
@@ -216,7 +215,7 @@ def _share(stack: ExitStack, name: str, cores: float) -> Share:
 
 def _start(stack: ExitStack, what: str, options: Sequence[str], log_file: Path, said: str, share: Share | None = None) -> None:
     """Starts one of Spark's daemons, and waits until its log says that it is there."""
-    spark_class = Path(pyspark.__file__).parent / "bin" / "spark-class"
+    spark_class = Path(sys.executable).parent / "spark-class"
     command = [str(spark_class), f"org.apache.spark.deploy.{what}", *options]
     environment = program_environment() | {
         "SPARK_DAEMON_MEMORY": "256m",

@@ -1,4 +1,7 @@
-"""Whole nights through a real Airflow: its own scheduler, API server and DAG processor, Spark, Delta, FAISS."""
+"""Whole nights through a real Airflow: its own scheduler, API server and DAG processor, Spark, Delta, FAISS.
+
+A backfill in the middle of a migration goes through `make cluster-test` (demo/cluster.py).
+"""
 
 from __future__ import annotations
 
@@ -9,17 +12,15 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
 from demo.airflow import LocalAirflow
 from demo.days import DEMO_DAYS
-from embedding.contracts import NIGHTS, PIN_EMBEDDINGS, PINS, QUARANTINE, RELATED_PINS, USER_INTERESTS
+from embedding.contracts import NIGHTS, PINS, RELATED_PINS, USER_INTERESTS
 from embedding.encoder.config import embedding_version, load_config
 from embedding.index.reader import open_live
 from embedding.report.page import write_report
-from embedding.tables.lake import Lake, partition_is
+from embedding.tables.lake import Lake
 from embedding.tables.scan import read_rows
 from embedding.taste.checks import last_checks
 from embedding.taste.store import graph_of_run, live_graph_id, read_manifest
@@ -61,7 +62,7 @@ def observed(receiver: Receiver, lineage: Path) -> dict[str, str]:
 @pytest.fixture(scope="module")
 def airflow(exports: Exports, receiver: Receiver, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalAirflow]:
     home = tmp_path_factory.mktemp("airflow home")
-    env = {"PINLAKE_EXPORTS": str(exports.folder), "PINLAKE_MIGRATION_SLICES": "1"}
+    env = {"PINLAKE_EXPORTS": str(exports.folder)}
     env |= observed(receiver, home / "lineage.jsonl")
     stack = LocalAirflow(home, port=18_080, spark_master="local[1]", retry_delay_s=1, env=env)
     with stack:
@@ -89,27 +90,6 @@ def nights(lake: Lake) -> list[dict[str, Any]]:
     return sorted(read_rows(lake.open(NIGHTS)).to_pylist(), key=lambda row: row["checked_at"])
 
 
-def ids(rows: pa.Table) -> list[Any]:
-    return list(rows["pin_id"].to_pylist())
-
-
-def landed(lake: Lake, ds: str, deleted: bool | None = None) -> list[Any]:
-    """The day's pins; where `deleted` is told, those that are, or are not."""
-    rows = read_rows(lake.open(PINS), ["pin_id", "deleted"], partition_is(ds=ds)).to_pylist()
-    return sorted(row["pin_id"] for row in rows if deleted is None or row["deleted"] == deleted)
-
-
-def made(lake: Lake, ds: str, version: str) -> list[Any]:
-    """The day's pins that have a vector of this version."""
-    return sorted(ids(read_rows(lake.open(PIN_EMBEDDINGS), ["pin_id"], partition_is(ds=ds, embedding_version=version))))
-
-
-def refused(lake: Lake, ds: str, stage: str, version: str | None = None) -> list[Any]:
-    """The day's pins in quarantine, those without an id left out."""
-    where = partition_is(ds=ds, stage=stage, embedding_version=version)
-    return [pin_id for pin_id in ids(read_rows(lake.open(QUARANTINE), ["pin_id"], where)) if pin_id is not None]
-
-
 def alerts(receiver: Receiver, kind: str) -> list[dict[str, Any]]:
     return [alert for alert in receiver.alerts() if alert["title"].startswith(f"pinlake: {kind}: ")]
 
@@ -122,18 +102,6 @@ def names(datasets: list[dict[str, Any]]) -> set[str]:
 def about(event: dict[str, Any]) -> dict[str, str]:
     """The tags of an event's run: program, ds, embedding_version."""
     return {tag["key"]: tag["value"] for tag in event["run"]["facets"]["tags"]["tags"] if tag["source"] == "pinlake"}
-
-
-def set_slots(airflow: LocalAirflow, slots: int) -> int:
-    return airflow.run_command("airflow", "pools", "set", "migration", str(slots), "set by hand")
-
-
-def wait_for_task(airflow: LocalAirflow, run_id: str, task_id: str) -> None:
-    deadline = time.monotonic() + 180
-    while (state := airflow.api.task_states("encoder_migration", run_id).get(task_id)) != "success":
-        assert state not in ("failed", "upstream_failed"), airflow.api.failure_report("encoder_migration", run_id)
-        assert time.monotonic() < deadline, state
-        time.sleep(1)
 
 
 def test_a_night_lands_embeds_checks_and_releases(airflow: LocalAirflow, lake: Lake) -> None:
@@ -184,46 +152,6 @@ def test_an_export_without_its_marker_is_waited_for_without_a_worker(airflow: Lo
         assert time.monotonic() < deadline, airflow.api.task_states("nightly_pins", run_id)
         time.sleep(1)
     assert airflow.api.run_state("nightly_pins", run_id) == "running"
-
-
-def test_a_day_backfilled_in_the_middle_of_a_migration(
-    airflow: LocalAirflow, lake: Lake, exports: Exports, other_encoder: Path
-) -> None:
-    """Before the candidate's turn comes, a day is backfilled: it is embedded under both encoders, and released."""
-    airflow.api.pause("taste_profiles")  # it has had its turn, and takes cores from what is asserted here
-    assert set_slots(airflow, 0) == 0
-    airflow.api.unpause("encoder_migration")
-    migration = airflow.api.trigger("encoder_migration", {"to": str(other_encoder), "allow_worse": True, **LENIENT})
-    wait_for_task(airflow, migration, "choose_encoders")
-
-    asked_at = datetime.now(UTC)
-    span = ["--from-date", DAY_2, "--to-date", f"{DAY_2}T23:59", "--dag-run-conf", json.dumps(LENIENT)]
-    assert airflow.run_command("airflow", "backfill", "create", "--dag-id", "nightly_pins", *span) == 0
-    (backfilled,) = [r["dag_run_id"] for r in airflow.api.runs("nightly_pins") if r["run_type"] == "backfill"]
-    assert run(airflow, "nightly_pins", backfilled) == "success"
-    assert run(airflow, "index_release", airflow.api.find_run("index_release", DAY_2, after=asked_at)) == "success"
-
-    new = str(embedding_version(load_config(other_encoder)))
-    live = open_live(lake).manifest
-    assert (live.embedding_version, live.days) == (LIVE, [DAY_1, DAY_2])
-    passed = {(row["ds"], row["embedding_version"]) for row in nights(lake) if row["status"] == "passed"}
-    assert passed == {(DAY_1, LIVE), (DAY_2, LIVE), (DAY_2, new)}
-    for ds in (DAY_1, DAY_2):
-        exported = [pin_id for pin_id in ids(pq.read_table(exports.folder / f"ds={ds}" / "pins")) if pin_id is not None]
-        assert set(landed(lake, ds)) | set(refused(lake, ds, "land")) == set(exported)
-        assert sorted(made(lake, ds, LIVE) + refused(lake, ds, "embed", LIVE)) == landed(lake, ds, deleted=False)
-    assert made(lake, DAY_2, new) == made(lake, DAY_2, LIVE)
-
-    assert airflow.api.task_states("encoder_migration", migration)["migrate_0"] == "scheduled"
-    assert set_slots(airflow, 1) == 0
-    assert run(airflow, "encoder_migration", migration) == "success"
-    moved = open_live(lake).manifest
-    assert (moved.embedding_version, moved.rows, moved.days) == (new, live.rows, live.days)
-    # What was deleted or replaced before the migration's turn has a vector of the old encoder alone.
-    assert 0 < len(made(lake, DAY_1, new)) < len(made(lake, DAY_1, LIVE))
-
-    assert airflow.run_command("pinlake", "rollback") == 0
-    assert open_live(lake).manifest == live
 
 
 def test_a_failed_gate_is_told_once_with_what_it_found(airflow: LocalAirflow, receiver: Receiver) -> None:
