@@ -19,9 +19,9 @@ from benchmarks.spark import ProgramFailedError, submit
 from demo.openclipart import clipart_root
 from embedding.encoder.config import DEFAULT_CONFIG
 
-FEW, MANY = 64, 384
-EVERY, MOST_PIXELS = 10, 2_000_000
-"""Every tenth picture, so that they are of all folders; the few huge ones are not."""
+FEW, MANY = 64, 1_920
+EVERY, MOST_PIXELS = 3, 2_000_000
+"""Every third picture, so that they are of all folders; the few huge ones are not."""
 CACHE = Path(os.environ.get("PINLAKE_DEMO_CACHE", ".cache/openclipart"))
 
 

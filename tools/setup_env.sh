@@ -61,9 +61,15 @@ if [ "${major:-0}" -lt 17 ]; then
     install_first "Java 17 or later, for Spark" openjdk-17-jre-headless openjdk-21-jre-headless
 fi
 
-if [ "${1:-}" = --browser ] && ! command -v chromium >/dev/null 2>&1 && ! command -v chromium-browser >/dev/null 2>&1; then
-    # In a shell of its own, which alone ends where nothing can be installed.
-    (install_first "Chromium, for the tests of the assistant's page," chromium chromium-browser) || say "those tests will be skipped"
+if [ "${1:-}" = --browser ]; then
+    # In shells of their own, which alone end where nothing can be installed.
+    if ! command -v chromium >/dev/null 2>&1 && ! command -v chromium-browser >/dev/null 2>&1; then
+        (install_first "Chromium, for the tests of the assistant's page," chromium chromium-browser) || say "those tests will be skipped"
+    fi
+    # A bare Debian lacks it, and nothing of Chromium's asks for it: the program that drives Chromium does.
+    if ! PATH="$PATH:/sbin:/usr/sbin" ldconfig -p 2>/dev/null | grep -q 'libatomic\.so\.1'; then
+        (install_first "libatomic, for Playwright" libatomic1) || say "the tests of the assistant's page need it"
+    fi
 fi
 
 stamp=.venv/.made-from
