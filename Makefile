@@ -9,7 +9,7 @@ COMPILE := .venv/bin/uv pip compile --universal --python-version 3.11 --generate
 export PINLAKE_HOME
 
 .DEFAULT_GOAL := help
-.PHONY: help env browser demo assistant notebook up down cluster-test test lint code audit audited unit docs train train-assistant lock compose-env clean
+.PHONY: help env needed demo assistant notebook up down cluster-test test lint code audit audited unit docs train train-assistant lock compose-env clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | awk -F '\t' '{printf "make %-16s %s\n", $$1, $$2}'
@@ -55,10 +55,10 @@ audited: env
 	@$(PY) tools/audit.py $(if $(ADVISORIES),--advisories "$(ADVISORIES)") || { status=$$?; [ $$status = 4 ] || exit $$status; \
 		echo "WARNING: the dependencies were not audited, see above. Run \`make audit\` where OSV or PyPI can be reached." >&2; }
 
-browser:
-	@tools/setup_env.sh --browser
+needed:
+	@tools/setup_env.sh --tests
 
-unit: env browser
+unit: env needed
 	@$(PY) -m demo.openclipart --cache "$(CACHE)"
 	@PINLAKE_DEMO_CACHE="$(CACHE)" OMP_WAIT_POLICY=PASSIVE $(PY) -m pytest $(PYTEST_WORKERS) $(PYTEST_ARGS)
 

@@ -57,6 +57,25 @@ def find_programs(cache_dir: Path = CACHE) -> Programs:
     return Programs(tuple(dict.fromkeys(folders)), tuple(libraries))
 
 
+def for_everybody(programs: Programs, scratch: Path, cache_dir: Path = CACHE) -> Programs:
+    """The programs where another user may run them: below `scratch` those of a cache that lies in a folder of root's alone."""
+    folders = [folder for folder in programs.folders if folder.is_relative_to(cache_dir)]
+    if not folders or all(map(_is_open, folders)):
+        return programs
+    copy = scratch / "programs"
+    shutil.copytree(cache_dir, copy, symlinks=True, ignore=shutil.ignore_patterns("*.deb", "apt"))
+
+    def moved(paths: tuple[Path, ...]) -> tuple[Path, ...]:
+        return tuple(copy / path.relative_to(cache_dir) if path.is_relative_to(cache_dir) else path for path in paths)
+
+    return Programs(moved(programs.folders), moved(programs.libraries))
+
+
+def _is_open(folder: Path) -> bool:
+    """Whether anybody may pass through all folders on the way."""
+    return all(path.stat().st_mode & 0o001 for path in (folder, *folder.parents))
+
+
 def _folders(root: Path, names: Sequence[str]) -> list[Path]:
     """The folders below a root that have all the programs together; none where one is missing."""
     versions = {int(folder.parent.name): folder for folder in (root / "usr/lib/postgresql").glob("*/bin")}

@@ -32,7 +32,7 @@ from typing import Any, Self
 
 from demo.airflow import _process_table
 from demo.compose import LOCAL, REPO, Service, here, read_services
-from demo.debian_programs import Programs, find_programs
+from demo.debian_programs import Programs, find_programs, for_everybody
 
 MLFLOW_LOCK = REPO / "tools" / "images" / "mlflow.lock"
 INHERITED = ("JAVA_HOME", "LANG", "LC_ALL", "TZ", "OMP_NUM_THREADS")
@@ -247,7 +247,13 @@ class Services:
 
     @cached_property
     def _programs(self) -> Programs:
-        return find_programs()
+        programs = find_programs()
+        if os.geteuid() != 0:
+            return programs
+        scratch = Path(tempfile.mkdtemp(prefix="pinlake-programs-"))
+        scratch.chmod(0o755)
+        self._scratch.append(scratch)
+        return for_everybody(programs, scratch)
 
     @cached_property
     def _mlflow(self) -> Path:

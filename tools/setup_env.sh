@@ -3,8 +3,9 @@
 # checks. Runs again only when the lock or pyproject.toml has changed.
 #
 # What it needs of the machine: Python 3.11 to 3.13 with venv, and Java 17 or later for Spark. As root on Debian or Ubuntu
-# it installs what is missing; otherwise it says what to install, and stops. With --browser it sees to Chromium besides, for the
-# tests of the assistant's page: where there is none and none can be installed, it says so, and those tests are skipped.
+# it installs what is missing; otherwise it says what to install, and stops. With --tests it sees besides to
+# what some tests drive: Chromium, with the library that Playwright wants, and docker-compose, of which only `config` is used. Where one
+# of these is missing and cannot be installed, it says so, and its tests are skipped.
 set -eu
 cd "$(dirname "$0")/.."
 
@@ -61,7 +62,7 @@ if [ "${major:-0}" -lt 17 ]; then
     install_first "Java 17 or later, for Spark" openjdk-17-jre-headless openjdk-21-jre-headless
 fi
 
-if [ "${1:-}" = --browser ]; then
+if [ "${1:-}" = --tests ]; then
     # In shells of their own, which alone end where nothing can be installed.
     if ! command -v chromium >/dev/null 2>&1 && ! command -v chromium-browser >/dev/null 2>&1; then
         (install_first "Chromium, for the tests of the assistant's page," chromium chromium-browser) || say "those tests will be skipped"
@@ -69,6 +70,9 @@ if [ "${1:-}" = --browser ]; then
     # A bare Debian lacks it, and nothing of Chromium's asks for it: the program that drives Chromium does.
     if ! PATH="$PATH:/sbin:/usr/sbin" ldconfig -p 2>/dev/null | grep -q 'libatomic\.so\.1'; then
         (install_first "libatomic, for Playwright" libatomic1) || say "the tests of the assistant's page need it"
+    fi
+    if ! command -v docker-compose >/dev/null 2>&1 && ! command -v podman >/dev/null 2>&1; then
+        (install_first "docker-compose, to read docker-compose.yml" docker-compose) || say "docker-compose.yml is read by nobody but us"
     fi
 fi
 

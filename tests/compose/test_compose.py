@@ -24,7 +24,8 @@ from demo.compose import REPO, ComposeError, read_services
 from demo.services import Services
 
 IMPLEMENTATIONS = {
-    "podman-compose": [sys.executable, "-m", "podman_compose"],
+    # It asks podman for its version even where it only reads.
+    "podman-compose": [sys.executable if shutil.which("podman") else "", "-m", "podman_compose"],
     "docker-compose": [shutil.which("docker-compose") or ""],
 }
 RUN_ONCE = {"airflow-init"}

@@ -27,7 +27,7 @@ from embedding.encoder.recipe import RecipeError, load_recipe
 from embedding.encoder.sources import PictureSource, PinFeatures
 from embedding.encoder.train import CHECKPOINT, PROGRESS, PinClipTrainer, losses_of, train
 from embedding.encoder.training_set import Manifest, TrainingSetError, read_manifest
-from embedding.tables.lake import Lake
+from embedding.tables.lake import Lake, run_folder
 from tests.encoder.tiny_set import PINS_A_BOARD, WORDS, write_recipe, write_tiny_set
 from tests.encoder.written_set import SET_ID
 
@@ -147,7 +147,7 @@ def test_two_processes_train_one_encoder(lake: Lake, recipe_file: Path, spark_en
 
     arguments = ["--home", lake.home, "--run-id", "two processes", "--training-set", SET_ID, "--recipe", str(recipe_file)]
     train_encoder.main([*arguments, "--processes", "2"])
-    folder = Path(lake.home) / "training" / "encoders" / "two_processes"
+    folder = Path(lake.home) / "training" / "encoders" / run_folder("two processes")
     record = json.loads((folder / "training.json").read_text())
     assert (record["processes"], record["steps"]) == (2, 40)
     losses = [line["loss"] for line in progress(folder)]
