@@ -19,8 +19,8 @@ its own copy of the lake. A program that does nothing but start is measured besi
 CPU seconds are the control groups'. Bytes, tasks, and for how long none, one or several of them ran, are from Spark's event
 log. "On workers" is the time with a task running, less that of the program that does nothing: there Python starts.
 
-Then real pictures with the shipped encoder, by one, two and four workers: images/s beyond the start-up, by what many pictures
-take longer than few.
+Then real pictures with the shipped encoder, by one, two and four workers: what a picture costs beyond the start-up, by what many
+pictures take more than few.
 
 One run of each, one after the other, so that a figure may be off by what else the machine did; CPU seconds less so. Sizes
 and workers may be measured one by one: `--resume FILE` takes what FILE has, and `--json FILE` is written after each step.
@@ -44,7 +44,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.growth_cluster import Shares, SharesError, cluster
-from benchmarks.growth_encoding import Encoded, NoPicturesError, encode_pictures, images_a_second, landed_days
+from benchmarks.growth_encoding import Encoded, NoPicturesError, encode_pictures, landed_days, pictures_cost
 from benchmarks.growth_events import Events
 from benchmarks.growth_fit import Growth, fit
 from benchmarks.growth_jobs import JOBS, NOTHING, Job, Measured, Place, copied, run_job, run_nothing, write_platform
@@ -225,8 +225,8 @@ def measure(args: argparse.Namespace) -> int:
         run.measure()
     verdicts = judge(run.measured, args.quick)
     figures = run.figures() | {"verdicts": [asdict(verdict) for verdict in verdicts]}
-    rates = images_a_second(run.encoded)
-    text = describe(figures, run.measured, growths(run.measured), on_workers(run.measured), rates, verdicts)
+    pictures = pictures_cost(run.encoded)
+    text = describe(figures, run.measured, growths(run.measured), on_workers(run.measured), pictures, verdicts)
     print(text, end="")
     keep(figures, text, args.json, "growth" if is_full(run, args) else None)
     return 0 if all(verdict.holds for verdict in verdicts) else 1

@@ -27,7 +27,7 @@ def describe(
     measured: Sequence[Measured],
     growths: Mapping[str, Mapping[str, Growth]],
     on_workers: Mapping[int, float],
-    rates: Mapping[int, float],
+    pictures: Mapping[int, tuple[float, float]],
     verdicts: Sequence[Verdict],
 ) -> str:
     """All that was measured."""
@@ -46,9 +46,14 @@ def describe(
     ]
     if len(on_workers) > 1:
         parts += [*workers_tables(measured, on_workers), ""]
-    if rates:
-        said = ", ".join(f"{n} {rate:.1f}" for n, rate in rates.items())
-        parts += [f"Real pictures, shipped encoder, images/s by workers, beyond the start: {said}", ""]
+    if pictures:
+        cpu = ", ".join(f"{n} {cpu_ms:.1f}" for n, (cpu_ms, _) in pictures.items())
+        clock = ", ".join(f"{n} {rate:.0f}" for n, (_, rate) in pictures.items())
+        parts += [
+            f"Real pictures, shipped encoder, beyond the start. CPU ms a picture by workers: {cpu}",
+            f"(images/s by the clock, of seconds' difference and so mostly noise: {clock})",
+            "",
+        ]
     parts += [f"{'HOLDS ' if verdict.holds else 'MISSED'}  {verdict.sentence}" for verdict in verdicts]
     return "\n".join(parts) + "\n"
 
