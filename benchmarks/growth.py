@@ -19,8 +19,8 @@ its own copy of the lake. A program that does nothing but start is measured besi
 CPU seconds are the control groups'. Bytes, tasks, and for how long none, one or several of them ran, are from Spark's event
 log. "On workers" is the time with a task running, less that of the program that does nothing: there Python starts.
 
-Then real pictures with the shipped encoder, by one, two and four workers: what a picture costs beyond the start-up, by what many
-pictures take more than few.
+Then real pictures with the shipped encoder, by one, two and four workers: what a picture costs beyond the start-up, by what
+many pictures take more than few.
 
 One run of each, one after the other, so that a figure may be off by what else the machine did; CPU seconds less so. Sizes
 and workers may be measured one by one: `--resume FILE` takes what FILE has, and `--json FILE` is written after each step.
