@@ -40,6 +40,7 @@ from typing import Any, Self, TextIO
 import httpx
 
 from demo.airflow_api import AirflowApi, AirflowError
+from demo.processes import living_tree, process_table
 
 REPO = Path(__file__).resolve().parent.parent
 HOST = "127.0.0.1"
@@ -288,7 +289,7 @@ class LocalAirflow:
                 start_new_session=True,
             )
         self._children.append(child)
-        row = _process_table().get(child.pid)
+        row = process_table().get(child.pid)
         return Process(name, child.pid, row.started if row else "")
 
     def _migrate(self, environment: Mapping[str, str]) -> None:
@@ -396,18 +397,12 @@ class LocalAirflow:
 
     def _tree(self) -> set[int]:
         """The stack's living processes and their descendants, also those whose parents have died."""
-        table = _process_table()
+        table = process_table()
         roots = {process.pid: process for process in self._recorded_processes()}
         # A number that now belongs to a later process is not ours, nor is its session.
         reused = {pid for pid, process in roots.items() if pid in table and table[pid].started != process.started}
         sessions = set(roots) - reused
-        found = {pid for pid, row in table.items() if row.session in sessions or pid in sessions}
-        grown = True
-        while grown:
-            children = {pid for pid, row in table.items() if row.parent in found} - found
-            found |= children
-            grown = bool(children)
-        return {pid for pid in found if not table[pid].is_zombie} - {os.getpid()}
+        return living_tree(sessions, table)
 
     # What runs, on disk
 
@@ -434,7 +429,7 @@ class LocalAirflow:
     def _running(self) -> list[Process]:
         for child in self._children:
             child.poll()
-        table = _process_table()
+        table = process_table()
         return [
             process
             for process in self._recorded_processes()
@@ -448,38 +443,6 @@ class LocalAirflow:
         with (self.airflow_home / "stack.lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
-
-
-@dataclass(frozen=True)
-class _ProcessRow:
-    parent: int
-    session: int
-    started: str
-    is_zombie: bool
-
-
-def _process_table() -> dict[int, _ProcessRow]:
-    """Every process of this machine, by its number."""
-    if Path("/proc/self/stat").exists():
-        return dict(_read_proc())
-    return dict(_read_ps())
-
-
-def _read_proc() -> Iterator[tuple[int, _ProcessRow]]:
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            with contextlib.suppress(OSError):  # it ended meanwhile
-                # The command's name may hold blanks and brackets; the fields after its last bracket don't.
-                fields = (entry / "stat").read_text(errors="replace").rpartition(")")[2].split()
-                yield int(entry.name), _ProcessRow(int(fields[1]), int(fields[3]), fields[19], fields[0] == "Z")
-
-
-def _read_ps() -> Iterator[tuple[int, _ProcessRow]]:
-    """For systems without /proc. The process group stands in for the session, whose number macOS does not tell."""
-    listing = subprocess.run(["ps", "-A", "-o", "pid=,ppid=,pgid=,stat=,lstart="], capture_output=True, text=True, check=True)
-    for line in listing.stdout.splitlines():
-        pid, parent, group, state, started = line.split(None, 4)
-        yield int(pid), _ProcessRow(int(parent), int(group), started.strip(), state.startswith("Z"))
 
 
 def _boot_id() -> str:

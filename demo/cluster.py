@@ -33,6 +33,7 @@ from pathlib import Path
 
 from demo.airflow import LAPTOP_SPARK_CONF
 from demo.airflow_api import DONE_STATES, AirflowError
+from demo.another_encoder import another_encoder
 from demo.cluster_checks import Finding, check_day, check_release, check_requests, check_secrets, rows
 from demo.cluster_processes import AIRFLOW, BUCKET, SPARK, Cluster, ClusterFailedError, program_environment, until
 from demo.days import DEMO_DAYS, write_days
@@ -42,7 +43,7 @@ from demo.services import ServicesError
 from demo.store_upload import upload_exports
 from embedding.cli import format_table
 from embedding.contracts import PIN_EMBEDDINGS
-from embedding.encoder.config import CONFIGS_FOLDER, embedding_version, load_config
+from embedding.encoder.config import embedding_version, load_config
 from embedding.index.cut_over import roll_back
 from embedding.tables.lake import Lake
 
@@ -60,17 +61,6 @@ land_exports.main([*common, "--exports", exports])
 embed_pins.main(common)
 sys.exit(check_night.main([*common, "--min-coverage", "0.1"]))
 """
-
-
-def another_encoder(folder: Path) -> Path:
-    """The config of an encoder that reads fewer words than the one that ships."""
-    folder.mkdir(parents=True, exist_ok=True)
-    raw = json.loads((CONFIGS_FOLDER / "pinclip-base.json").read_text())
-    raw |= {"name": "pinclip-words", "context_length": 16}
-    raw["weights"][-1]["file"] = "projections.safetensors"
-    shutil.copy(CONFIGS_FOLDER.parent / "weights" / "pinclip-base.safetensors", folder / "projections.safetensors")
-    (folder / "config.json").write_text(json.dumps(raw))
-    return folder / "config.json"
 
 
 class ClusterTest:

@@ -30,9 +30,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from demo.airflow import _process_table
 from demo.compose import LOCAL, REPO, Service, here, read_services
 from demo.debian_programs import Programs, find_programs, for_everybody
+from demo.processes import living_tree, process_table
 
 MLFLOW_LOCK = REPO / "tools" / "images" / "mlflow.lock"
 INHERITED = ("JAVA_HOME", "LANG", "LC_ALL", "TZ", "OMP_NUM_THREADS")
@@ -95,7 +95,9 @@ class Services:
 
     def pids(self, name: str) -> set[int]:
         """A service's living processes, descendants too."""
-        return self._tree({self._running[one.title].pid for one in self.named(name) if one.title in self._running})
+        return living_tree(
+            {self._running[one.title].pid for one in self.named(name) if one.title in self._running}, process_table()
+        )
 
     def log(self, service: Service) -> Path:
         """Where a replica's output goes."""
@@ -195,7 +197,7 @@ class Services:
         processes = {service.title: self._running[service.title] for service in services if service.title in self._running}
         deadline = time.monotonic() + patience_s
         asked: set[int] = set()
-        while tree := self._tree({process.pid for process in processes.values()}):
+        while tree := living_tree({process.pid for process in processes.values()}, process_table()):
             overdue = time.monotonic() > deadline
             for pid in tree if overdue else tree - asked:
                 with contextlib.suppress(ProcessLookupError):
@@ -208,15 +210,6 @@ class Services:
             process.wait()
             del self._running[title]
             self._healthy.discard(title)
-
-    @staticmethod
-    def _tree(roots: set[int]) -> set[int]:
-        """Living processes of the sessions that some processes lead, and their descendants in sessions of their own."""
-        table = _process_table()
-        found = {pid for pid, row in table.items() if row.session in roots or pid in roots}
-        while children := {pid for pid, row in table.items() if row.parent in found} - found:
-            found |= children
-        return {pid for pid in found if not table[pid].is_zombie} - {os.getpid()}
 
     # Waiting
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 import pickle
 import re
@@ -18,9 +17,9 @@ from typing import TypeVar
 import pytest
 
 from demo.airflow import LAPTOP_SPARK_CONF
+from demo.another_encoder import another_encoder
 from demo.days import DEMO_DAYS, Day, write_days
 from demo.openclipart import clipart_root, read_clipart
-from embedding.encoder.config import CONFIGS_FOLDER
 from embedding.tables.lake import Lake
 from tests.watched import watched
 
@@ -199,10 +198,4 @@ def lake_with_interests(released_lake: Lake, seen_programs: Path, tmp_path_facto
 @pytest.fixture(scope="session")
 def other_encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The config of an encoder that reads fewer words than the live one, in a folder of its own."""
-    folder = tmp_path_factory.mktemp("trained")
-    raw = json.loads((CONFIGS_FOLDER / "pinclip-base.json").read_text())
-    raw |= {"name": "pinclip-words", "context_length": 16}
-    raw["weights"][-1]["file"] = "projections.safetensors"
-    shutil.copy(CONFIGS_FOLDER.parent / "weights" / "pinclip-base.safetensors", folder / "projections.safetensors")
-    (folder / "config.json").write_text(json.dumps(raw))
-    return folder / "config.json"
+    return another_encoder(tmp_path_factory.mktemp("trained"))

@@ -19,13 +19,13 @@ import pytest
 from moto.server import ThreadedMotoServer
 
 from demo.airflow import LAPTOP_SPARK_CONF
+from demo.secrets_in import find_secrets, forms
 from embedding.contracts import QUARANTINE
 from embedding.encoder.batches import SETTLED, hash_batches
 from embedding.encoder.limits import ImageLimits
 from embedding.redaction import has_credentials, hidden, shown_address
 from embedding.tables.lake import Lake
 from tests.jobs.platform_days import Row, pin, write_day
-from tests.secrets_in import find_secrets, forms
 
 REPO = Path(__file__).resolve().parents[1]
 DS = "2026-11-18"

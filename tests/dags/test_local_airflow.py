@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from demo.airflow import COMPONENTS, LocalAirflow, _free_port, _process_table, parse_args
+from demo.airflow import COMPONENTS, LocalAirflow, _free_port, parse_args
+from demo.processes import process_table
 
 SLEEPER = (
     "import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)']); time.sleep(60)"
@@ -29,7 +30,7 @@ def _spawned(stack: LocalAirflow, program: str = SLEEPER) -> subprocess.Popen[by
     """A process in a session of its own, recorded as the stack's scheduler."""
     stack._write_config(port=8080)
     process = subprocess.Popen([sys.executable, "-c", program], start_new_session=True)
-    started = _process_table()[process.pid].started
+    started = process_table()[process.pid].started
     record = {"name": "scheduler", "pid": process.pid, "started": started}
     boot = Path("/proc/sys/kernel/random/boot_id")
     boot_id = boot.read_text().strip() if boot.exists() else ""
@@ -38,7 +39,7 @@ def _spawned(stack: LocalAirflow, program: str = SLEEPER) -> subprocess.Popen[by
 
 
 def _session(leader: int) -> set[int]:
-    return {pid for pid, row in _process_table().items() if row.session == leader and not row.is_zombie}
+    return {pid for pid, row in process_table().items() if row.session == leader and not row.is_zombie}
 
 
 def _wait_for_child(leader: int) -> None:

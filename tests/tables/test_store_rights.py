@@ -16,13 +16,13 @@ import pytest
 from deltalake import DeltaTable, write_deltalake
 from moto.server import ThreadedMotoServer
 
+from demo.secrets_in import find_secrets
 from embedding.encoder.fetch import fetch_image
 from embedding.encoder.limits import ImageLimits
 from embedding.index.reader import open_live
 from embedding.index.release import Check, live_release_id, manifest_sha256, publish, write_check
 from embedding.tables import storage
 from embedding.tables.lake import Lake
-from tests.secrets_in import find_secrets
 from tests.small_release import build_release, unit_vectors
 
 REPO = Path(__file__).resolve().parents[2]
