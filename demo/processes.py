@@ -45,7 +45,7 @@ def _read_ps() -> Iterator[tuple[int, ProcessRow]]:
 
 
 def living_tree(leaders: Set[int], table: Mapping[int, ProcessRow]) -> set[int]:
-    """Living processes of the sessions that `leaders` lead, and descendants of theirs in sessions of their own; not this one."""
+    """Living processes of the sessions that `leaders` lead, and descendants in sessions of their own; never this one."""
     found = {pid for pid, row in table.items() if row.session in leaders or pid in leaders}
     while children := {pid for pid, row in table.items() if row.parent in found} - found:
         found |= children
