@@ -39,7 +39,7 @@ def is_local(uri: str) -> bool:
 
 
 @lru_cache(maxsize=64)
-def _remote_filesystem(scheme: str, netloc: str) -> pafs.FileSystem:
+def _remote_filesystem(scheme: str, netloc: str, settings: int) -> pafs.FileSystem:  # noqa: ARG001 - part of the key
     try:
         filesystem, _ = pafs.FileSystem.from_uri(f"{scheme}://{netloc}/")
         return filesystem
@@ -49,13 +49,22 @@ def _remote_filesystem(scheme: str, netloc: str) -> pafs.FileSystem:
         return pafs.PyFileSystem(pafs.FSSpecHandler(fsspec.filesystem(scheme)))
 
 
+def _store_settings() -> int:
+    """A number for the settings a filesystem is made with: other keys or another endpoint are another filesystem.
+
+    A hash, because arguments stand in tracebacks, and these are secrets.
+    """
+    prefixes = ("AWS_", "GOOGLE_", "AZURE_", "STORAGE_EMULATOR_")
+    return hash(frozenset((name, value) for name, value in os.environ.items() if name.startswith(prefixes)))
+
+
 def filesystem_of(uri: str) -> tuple[pafs.FileSystem, str]:
     """The Arrow filesystem that serves `uri`, and the path within it."""
     uri = normalise_uri(uri)
     if is_local(uri):
         return pafs.LocalFileSystem(), uri
     parts = urlsplit(uri)
-    return _remote_filesystem(parts.scheme, parts.netloc), parts.netloc + parts.path
+    return _remote_filesystem(parts.scheme, parts.netloc, _store_settings()), parts.netloc + parts.path
 
 
 def exists(uri: str) -> bool:

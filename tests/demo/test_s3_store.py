@@ -65,10 +65,8 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     settings = {**KEY, "AWS_ENDPOINT_URL": server.url, "AWS_REGION": "us-east-1", "AWS_DEFAULT_REGION": "us-east-1"}
     for name, value in {**settings, "AWS_ALLOW_HTTP": "true", "AWS_CONFIG_FILE": "/dev/null"}.items():
         monkeypatch.setenv(name, value)
-    storage._remote_filesystem.cache_clear()
     yield server
     server.kill()
-    storage._remote_filesystem.cache_clear()
 
 
 def client(server: Server, secret: str = KEY["AWS_SECRET_ACCESS_KEY"]) -> Any:

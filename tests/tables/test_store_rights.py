@@ -60,7 +60,6 @@ class Store:
         key = self.keys[user]
         self.patch.setenv("AWS_ACCESS_KEY_ID", key[0])
         self.patch.setenv("AWS_SECRET_ACCESS_KEY", secret or key[1])
-        storage._remote_filesystem.cache_clear()
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +98,6 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
             storage.copy_folder(str(Path(local.releases_uri) / name), f"{HOME}/releases/pins/{name}")
         yield found
         asks_for_keys(url, False)
-        storage._remote_filesystem.cache_clear()
     server.stop()
 
 
