@@ -1,6 +1,6 @@
 """What does each program of a night cost as rows and workers grow, and what is the same whatever they are?
 
-    python -m benchmarks.growth            # 10 thousand to a million rows; an hour, 10 GB of disk
+    python -m benchmarks.growth            # 10 thousand to a million rows; 80 minutes, 10 GB of disk
     python -m benchmarks.growth --quick    # 10 and 30 thousand rows, one and two workers, two programs
     python -m benchmarks.growth --plan     # a billion pins by the kept figures; --gpu-dollars 3, and other assumptions
 
@@ -58,8 +58,8 @@ SIZES, QUICK_SIZES = (10_000, 100_000, 1_000_000), (10_000, 30_000)
 WORKERS, QUICK_WORKERS = (1, 2, 4), (1, 2)
 SIZE_WORKERS = 2
 """With so many workers the sizes are measured."""
-WORKERS_ROWS, QUICK_WORKERS_ROWS = 100_000, 30_000
-"""At so many rows the numbers of workers are."""
+WORKERS_ROWS, QUICK_WORKERS_ROWS = 300_000, 30_000
+"""At so many rows the numbers of workers are: enough that a program does more than start."""
 SHARES = Shares(driver=1.0, worker=0.4)
 MOST_EXPONENT = 1.1
 MOST_TIME = {2: 0.65, 4: 0.40}

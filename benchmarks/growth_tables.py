@@ -51,7 +51,7 @@ def describe(
         clock = ", ".join(f"{n} {rate:.0f}" for n, (_, rate) in pictures.items())
         parts += [
             f"Real pictures, shipped encoder, beyond the start. CPU ms a picture by workers: {cpu}",
-            f"(images/s by the clock, of seconds' difference and so mostly noise: {clock})",
+            f"(images/s by the clock: {clock})",
             "",
         ]
     parts += [f"{'HOLDS ' if verdict.holds else 'MISSED'}  {verdict.sentence}" for verdict in verdicts]
