@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import logging
 import os
 import pickle
 import re
@@ -121,6 +122,7 @@ def spark_environment() -> None:
         "SPARK_LOCAL_IP": "127.0.0.1",
         "PYSPARK_SUBMIT_ARGS": f"{submit} pyspark-shell",
     }
+    logging.getLogger("py4j").setLevel(logging.WARNING)  # as programs do: it says goodbye when pytest has closed the streams
 
 
 RunNight = Callable[..., int]
