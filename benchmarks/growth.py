@@ -22,6 +22,8 @@ log. "On workers" is the time with a task running, less that of the program that
 Then real pictures with the shipped encoder, by one, two and four workers: what a picture costs beyond the start-up, by what
 many pictures take more than few.
 
+A step that comes once, where a program takes another way beyond some size, shows in the table and not in the exponent.
+
 One run of each, one after the other, so that a figure may be off by what else the machine did; CPU seconds less so. Sizes
 and workers may be measured one by one: `--resume FILE` takes what FILE has, and `--json FILE` is written after each step.
 
@@ -202,8 +204,9 @@ def judge(measured: Sequence[Measured], quick: bool = False) -> list[Verdict]:
             said = f"{name}: CPU time grows with rows^{of_cpu.exponent:.2f} beyond its start, at most {MOST_EXPONENT}"
             verdicts.append(Verdict(said, of_cpu.exponent <= MOST_EXPONENT))
         if name not in DRIVERS_OWN:
-            said = f"{name}: a million rows more take the driver {1e6 * driver.a_row:.1f} s, less than the workers' "
-            verdicts.append(Verdict(f"{said}{1e6 * workers.a_row:.1f} s", driver.a_row < workers.a_row))
+            most, less = driver.most_a_row, workers.a_row
+            said = f"{name}: a million rows more take the driver at most {1e6 * most:.1f} s, less than the workers' "
+            verdicts.append(Verdict(f"{said}{1e6 * less:.1f} s", most < less))
     seconds = on_workers(measured)
     for n, most in MOST_TIME.items():
         if n in seconds and 1 in seconds and not quick:  # of few rows the start of each stage's Python is most

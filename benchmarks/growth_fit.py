@@ -17,10 +17,12 @@ class Growth:
 
     exponent: None where too few sizes cost clearly more than the smallest one.
     a_row: Cost of one more row, between the smallest and the largest size.
+    most_a_row: The same, were all that sizes differ by due to their rows: where cost hardly grows, noise hides no more.
     """
 
     fixed: float
     a_row: float
+    most_a_row: float
     exponent: float | None
 
     @property
@@ -55,7 +57,8 @@ def fit(costs: Mapping[int, float]) -> Growth:
     exponent = None
     if len(clear) > 1:
         exponent = _slope([math.log(size - least) for size in clear], [math.log(more[size]) for size in clear])
-    return Growth(fixed, max(0.0, a_row), exponent)
+    most_a_row = (max(costs.values()) - min(costs.values())) / (sizes[-1] - least)
+    return Growth(fixed, max(0.0, a_row), most_a_row, exponent)
 
 
 def _slope(x: Sequence[float], y: Sequence[float]) -> float:
