@@ -5,9 +5,9 @@
     python -m benchmarks.growth --plan     # a billion pins by the kept figures; --gpu-dollars 3, and other assumptions
 
 **The claim.** Beyond its start-up no program's CPU time grows faster than its rows (an exponent of 1.1 at most, from ten
-thousand to a million rows). More rows take the driver less time than the workers, where it does not train or search by itself
-(building and checking an index do). Of what runs on workers, these programs together, two workers take at most 0.65 of the
-time of one, and four 0.4.
+thousand to a million rows), and none makes a step from one size to the next (the same exponent, start-up in it). More rows
+take the driver less time than the workers, where it does not train or search by itself (building and checking an index do). Of
+what runs on workers, these programs together, two workers take at most 0.65 of the time of one, and four 0.4.
 
 **The test.** Spark's standalone master and one, two or four worker processes of one core each in Spark's eyes. Each worker is
 held to 0.4 of a core by a control group, executor and Python among it, however many of them run; the driver has a core of its
@@ -21,8 +21,6 @@ log. "On workers" is the time with a task running, less that of the program that
 
 Then real pictures with the shipped encoder, by one, two and four workers: what a picture costs beyond the start-up, by what
 many pictures take more than few.
-
-A step that comes once, where a program takes another way beyond some size, shows in the table and not in the exponent.
 
 One run of each, one after the other, so that a figure may be off by what else the machine did; CPU seconds less so. Sizes
 and workers may be measured one by one: `--resume FILE` takes what FILE has, and `--json FILE` is written after each step.
@@ -48,7 +46,7 @@ from typing import Any
 from benchmarks.growth_cluster import Shares, SharesError, cluster
 from benchmarks.growth_encoding import Encoded, NoPicturesError, encode_pictures, landed_days, pictures_cost
 from benchmarks.growth_events import Events
-from benchmarks.growth_fit import Growth, fit
+from benchmarks.growth_fit import Growth, fit, steepest
 from benchmarks.growth_jobs import JOBS, NOTHING, Job, Measured, Place, copied, run_job, run_nothing, write_platform
 from benchmarks.growth_plan import add_assumptions, assumptions_of, plan, plan_text
 from benchmarks.growth_tables import describe
@@ -170,13 +168,20 @@ def job_names(measured: Sequence[Measured]) -> list[str]:
 
 def growths(measured: Sequence[Measured]) -> dict[str, dict[str, Growth]]:
     """By job: how seconds, CPU seconds of all, of the driver and of the workers, and bytes shuffled and collected grow."""
-    found = {}
-    for name in job_names(measured):
-        of_job = {one.rows: one for one in measured if one.job == name and one.workers == SIZE_WORKERS}
-        if len(of_job) > 1:
-            figures = ("seconds", "cpu_s", "driver_cpu_s", "worker_cpu_s", "shuffled", "collected")
-            found[name] = {figure: fit({rows: getattr(one, figure) for rows, one in of_job.items()}) for figure in figures}
-    return found
+    figures = ("seconds", "cpu_s", "driver_cpu_s", "worker_cpu_s", "shuffled", "collected")
+    return {
+        name: {figure: fit({rows: getattr(one, figure) for rows, one in of_job.items()}) for figure in figures}
+        for name, of_job in by_size(measured).items()
+    }
+
+
+def by_size(measured: Sequence[Measured]) -> dict[str, dict[int, Measured]]:
+    """By job that was measured at several sizes, and by rows."""
+    found = {
+        name: {one.rows: one for one in measured if one.job == name and one.workers == SIZE_WORKERS}
+        for name in job_names(measured)
+    }
+    return {name: of_job for name, of_job in found.items() if len(of_job) > 1}
 
 
 def on_workers(measured: Sequence[Measured]) -> dict[int, float]:
@@ -207,6 +212,14 @@ def judge(measured: Sequence[Measured], quick: bool = False) -> list[Verdict]:
             most, less = driver.most_a_row, workers.a_row
             said = f"{name}: a million rows more take the driver at most {1e6 * most:.1f} s, less than the workers' "
             verdicts.append(Verdict(f"{said}{1e6 * less:.1f} s", most < less))
+    steps = {name: steepest({rows: one.cpu_s for rows, one in of_job.items()}) for name, of_job in by_size(measured).items()}
+    for name, step in steps.items():
+        if step > MOST_EXPONENT:
+            verdicts.append(Verdict(f"{name}: from one size to the next CPU time grows with rows^{step:.2f}, a step", False))
+    if not any(step > MOST_EXPONENT for step in steps.values()):
+        verdicts.append(
+            Verdict(f"no program's CPU time grows with more than rows^{MOST_EXPONENT} from one size to the next", True)
+        )
     seconds = on_workers(measured)
     for n, most in MOST_TIME.items():
         if n in seconds and 1 in seconds and not quick:  # of few rows the start of each stage's Python is most

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 LINEAR_WITHIN = 0.1
 CLEAR = 0.25
@@ -59,6 +60,14 @@ def fit(costs: Mapping[int, float]) -> Growth:
         exponent = _slope([math.log(size - least) for size in clear], [math.log(more[size]) for size in clear])
     most_a_row = (max(costs.values()) - min(costs.values())) / (sizes[-1] - least)
     return Growth(fixed, max(0.0, a_row), most_a_row, exponent)
+
+
+def steepest(costs: Mapping[int, float]) -> float:
+    """The exponent of the whole cost, start-up in it, from one size to the next where it is largest.
+
+    It finds a step, where a program takes another way beyond some size: `fit` does not, if only sizes beyond the step tell.
+    """
+    return max(math.log(costs[large] / costs[small]) / math.log(large / small) for small, large in pairwise(sorted(costs)))
 
 
 def _slope(x: Sequence[float], y: Sequence[float]) -> float:

@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks.growth import growths, job_names, measured_of
 from benchmarks.growth_events import seconds_by_tasks, summarise
-from benchmarks.growth_fit import fit
+from benchmarks.growth_fit import fit, steepest
 from benchmarks.growth_plan import Assumptions, Row, plan, plan_text, walked_pins
 from benchmarks.results_of import RESULTS_FOLDER
 
@@ -24,6 +24,9 @@ def test_a_cost_is_told_from_its_start() -> None:
     assert fit({rows: 20 + 1e-9 * rows**2 for rows in sizes}).verdict == "above linear"
     assert fit({rows: 20 + rows**0.5 for rows in sizes}).verdict == "below linear"
     assert fit({rows: 20 + 1e-6 * rows for rows in sizes}).verdict == "too few sizes tell"
+    assert steepest({rows: 20 + 1e-4 * rows for rows in sizes}) < 1
+    stepped = {10_000: 12.0, 100_000: 14.0, 300_000: 54.0, 1_000_000: 95.0}
+    assert fit(stepped).verdict == "below linear" and steepest(stepped) > 1.2
 
 
 def _task(stage: int, start: int, end: int, shuffled: int = 0) -> dict[str, object]:
